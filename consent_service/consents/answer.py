@@ -1,0 +1,87 @@
+"""What holds after an act: the states that a check would now be answered from, and why a record changed nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from consent_service.consents.model import Recorded, StateNow
+from consent_service.consents.prepare import FOR_ALL, Act, Prepared
+from consent_service.decisions import REASONS, Ask, Decision, Reason, decide
+from consent_service.ledger import Revision
+from consent_service.policies import Policy
+from consent_service.states import ALL_PURPOSES, ANY, RESTRICTIVE, SLOT, Slot, State
+
+
+def recorded(
+    act: Act, records: list[Prepared], states: Sequence[State], event: UUID, revision: Revision, now: datetime
+) -> Recorded:
+    """The answer to an act: every purpose × channel that it spoke about, as a check would now see it."""
+    found: dict[tuple[str, str | None, bytes, str], StateNow] = {}
+    reuse = timedelta(0)
+    for record in records:
+        for ask in _asked(act.policy, record):
+            state = _state_now(record, ask, decide(act.policy, states, ask, now))
+            found[ask.purpose, ask.channel, record.contact, record.recipient] = state
+            if record.status in RESTRICTIVE:
+                reuse = max(reuse, act.policy.purposes[ask.purpose].reuse_window)
+    return Recorded(
+        event=event,
+        states=list(found.values()),
+        effective=all(state.effective for state in found.values()),
+        rev=str(revision),
+        recorded_at=now,
+        effective_by=now + reuse,
+    )
+
+
+def _asked(policy: Policy, record: Prepared) -> Iterator[Ask]:
+    """Every purpose × channel that a record speaks about."""
+    purposes = tuple(policy.purposes) if record.purpose == ALL_PURPOSES else (record.purpose,)
+    if record.purpose != ALL_PURPOSES and record.status in FOR_ALL:
+        purposes = policy.family[record.purpose]
+    for purpose in purposes:
+        channels = policy.purposes[purpose].channels if record.channel == ANY else (record.channel,)
+        for channel in channels:
+            if channel in policy.purposes[purpose].channels:
+                yield Ask(purpose, channel, record.contact or None, record.recipient or None)
+
+
+def _state_now(record: Prepared, ask: Ask, decision: Decision) -> StateNow:
+    remedy = _remedy(record, decision)
+    return StateNow(
+        purpose=ask.purpose,
+        channel=ask.channel,
+        contact=record.contact_value,
+        recipient=ask.recipient,
+        status=None if decision.state is None else decision.state.status,
+        allow=decision.allow,
+        reason=decision.reason,
+        valid_until=decision.valid_until,
+        record=None if decision.state is None else decision.state.event,
+        effective=remedy is None,
+        remedy=remedy,
+    )
+
+
+_PENDING: frozenset[Reason] = frozenset({"requested", "not_yet_valid", "age_unverified", "guardian_missing"})
+_BLOCKED: frozenset[Reason] = frozenset({"withdrawn", "refused", "objected", "restricted", "suppressed"})
+
+
+def _remedy(record: Prepared, decision: Decision) -> str | None:
+    """Why a record changed nothing, and what would; None where it took effect."""
+    match SLOT[record.status]:
+        case Slot.GRANT if not decision.allow and decision.reason in _BLOCKED:
+            return "An earlier no outweighs this: it takes a later act of the person, on evidence at least as strong."
+        case Slot.GRANT if not decision.allow and decision.reason not in _PENDING:
+            return REASONS[decision.reason]
+        case Slot.BLOCK | Slot.RESTRICTION if decision.allow and record.status != "restriction_lifted":
+            return (
+                "A later consent of the person stands; record the no with its true time, or without one."
+                if decision.reason == "consent"
+                else "This purpose does not rest on consent, or goes on under restriction; `objected` may end it."
+            )
+        case Slot.FACT if decision.allow == (record.status == "ceased"):
+            return REASONS[decision.reason]
+    return None

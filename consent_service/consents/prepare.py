@@ -1,0 +1,248 @@
+"""From a body to an `Act` that may be written, or to everything that is wrong with it. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+import msgspec
+
+from consent_service import decode
+from consent_service.auth import Credential
+from consent_service.consents.model import MAX_RECORDS, ConsentBody, Record, Shown
+from consent_service.errors import FieldError
+from consent_service.policies import GRADES, Method, Notice, Policy, Purpose, canonical
+from consent_service.states import ALL_PURPOSES, ANY, GRANTS, RESTRICTIVE, SLOT, Slot, Status
+from consent_service.subjects import MAX_ID, Hasher, Subject, id_errors
+
+CLOCK_SKEW = timedelta(seconds=5)
+"""A caller's clock may run ahead of ours by this much; the time is then ours."""
+_EARLIEST = datetime(1990, 1, 1, tzinfo=UTC)
+_ATTESTED_ONLY = frozenset({"confirmed", "applies", "ceased", "restricted", "restriction_lifted"})
+_WITH_NOTICE = GRANTS | {"requested"}
+WITHOUT_KEY = RESTRICTIVE | {"ceased", "restricted"}
+FOR_ALL = RESTRICTIVE | {"restricted", "restriction_lifted"}
+
+
+class Prepared(NamedTuple):
+    """A record that may be written."""
+
+    purpose: str
+    status: Status
+    channel: str
+    contact: bytes
+    contact_value: str | None
+    recipient: str
+    occurred_at: datetime | None
+
+
+class Act(NamedTuple):
+    """One event to be written, checked against one version of the policy."""
+
+    policy: Policy
+    policy_version: int
+    credential: str
+    device: bytes
+    key: bytes
+    body_hash: bytes
+    identifier: bytes
+    subject: Subject
+    records: tuple[Prepared, ...]
+    notice: Shown | None
+    notice_hash: str | None
+    method: Method | None
+    evidence: dict[str, Any] | None
+    grade: int
+
+
+def grade_of(credential: Credential, method: Method | None) -> int:
+    """The evidence grade follows from who reports and how, never from a claim. Place in GRADES."""
+    if method == "import":
+        return GRADES.index("imported")
+    return GRADES.index("anonymous_device" if credential.kind == "publishable" else "service_attested")
+
+
+class Preparation:
+    """Checks one body against a policy; collects every field error."""
+
+    def __init__(
+        self, policy: Policy, body: ConsentBody, credential: Credential, hasher: Hasher, now: datetime
+    ) -> None:
+        self.policy = policy
+        self.body = body
+        self.attested = "write:attested" in credential.scopes
+        self.hasher = hasher
+        self.now = now
+        self.errors: list[FieldError] = []
+        self.notice = self._notice()
+        self.errors += id_errors(body.subject.id, "/subject/id")
+        self.subject_errors = bool(self.errors) and any(e.pointer == "/subject/id" for e in self.errors)
+        self.records = [self._record(index, record) for index, record in enumerate(body.records)]
+
+    def _notice(self) -> Notice | None:
+        shown = self.body.notice
+        if not any(record.status in _WITH_NOTICE for record in self.body.records):
+            return None
+        if self.body.method is None:
+            self.errors.append(FieldError("/method", "is missing; a grant says how it was expressed, e.g. `form`"))
+        if shown is None:
+            self.errors.append(
+                FieldError("/notice", 'is missing; a grant names what was shown: {"id", "version", "language"}')
+            )
+            return None
+        versions = self.policy.notices.get(shown.id)
+        if versions is None:
+            known = ", ".join(f"`{name}`" for name in sorted(self.policy.notices))
+            self.errors.append(FieldError("/notice/id", f"is no notice of this policy; known are {known}"))
+            return None
+        notice = versions.get(shown.version)
+        if notice is None:
+            self.errors.append(FieldError("/notice/version", f"was never published; the newest is {max(versions)}"))
+        elif shown.language not in notice.text:
+            known = ", ".join(f"`{language}`" for language in sorted(notice.text))
+            self.errors.append(FieldError("/notice/language", f"is none of this notice's languages: {known}"))
+        return notice
+
+    def _record(self, index: int, record: Record) -> Prepared | None:
+        pointer = f"/records/{index}"
+        before = len(self.errors)
+        if record.purpose == ALL_PURPOSES and record.status in FOR_ALL:
+            purpose = None
+        else:
+            purpose = self.policy.purposes.get(record.purpose)
+            if purpose is None:
+                self.errors.append(FieldError(f"{pointer}/purpose", self._unknown_purpose(record)))
+                return None
+        if record.status in _ATTESTED_ONLY and not self.attested:
+            self.errors.append(FieldError(f"{pointer}/status", "is for credentials with the scope `write:attested`"))
+        if record.status in RESTRICTIVE or purpose is None:
+            return self._restriction(record, purpose)
+        self.errors += self._record_errors(record, purpose, pointer)
+        if len(self.errors) > before:
+            return None
+        contact = record.contact
+        channel = record.channel or (purpose.channels[0] if len(purpose.channels) == 1 else ANY)
+        return Prepared(
+            purpose.id,
+            "requested" if record.status == "given" and purpose.double_opt_in else record.status,
+            ANY if SLOT[record.status] in (Slot.FACT, Slot.RESTRICTION) and not record.channel else channel,
+            b"" if contact is None else self.hasher.contact(contact),
+            contact,
+            record.recipient or ANY,
+            self._utc(record.occurred_at),
+        )
+
+    def _restriction(self, record: Record, purpose: Purpose | None) -> Prepared:
+        """A no needs nothing but its purpose. What would narrow it to nothing is left out, so that it covers more."""
+        channel = record.channel if purpose is not None and record.channel in purpose.channels else ANY
+        recipient = record.recipient or ANY
+        if purpose is not None and all(recipient != known.id for known in purpose.recipients):
+            recipient = ANY
+        return Prepared(
+            record.purpose, record.status, channel or ANY, b"", None, recipient, self._utc(record.occurred_at)
+        )
+
+    def _record_errors(self, record: Record, purpose: Purpose, pointer: str) -> Iterator[FieldError]:
+        """What keeps a record of a named purpose, other than a no, from being written."""
+        if (wrong := _status_error(record.status, purpose)) is not None:
+            yield FieldError(f"{pointer}/status", wrong)
+        yield from _scope_errors(record, purpose, pointer)
+        if record.contact is not None:
+            yield from id_errors(record.contact, f"{pointer}/contact")
+        if record.status in _WITH_NOTICE and self.notice is not None and purpose.id not in self.notice.purposes:
+            yield FieldError(
+                f"{pointer}/purpose",
+                f"is not presented by notice `{self.notice.id}` version {self.notice.version}; name the one that was shown",
+            )
+        if record.occurred_at is not None:
+            moment = self._utc(record.occurred_at)
+            if moment is None:
+                yield FieldError(f"{pointer}/occurred_at", "is before 1990 or after 9999; send the moment of the act")
+            elif moment > self.now + CLOCK_SKEW:
+                yield FieldError(f"{pointer}/occurred_at", "lies in the future; send the moment of the act, or nothing")
+
+    def _utc(self, moment: datetime | None) -> datetime | None:
+        """UTC; None for a time that cannot be meant, which for a no then means now."""
+        if moment is None:
+            return None
+        try:
+            utc = moment.astimezone(UTC)
+        except OverflowError:
+            return None
+        return utc if utc >= _EARLIEST else None
+
+    def _unknown_purpose(self, record: Record) -> str:
+        if record.purpose == ALL_PURPOSES:
+            return f"`*` is for restrictive records; `{record.status}` names one purpose at a time"
+        return decode.unknown(list(self.policy.purposes), record.purpose, "is no purpose of this policy")
+
+
+def _status_error(status: Status, purpose: Purpose) -> str | None:
+    """Which statuses a purpose's basis knows."""
+    slot = SLOT[status]
+    if slot is Slot.FACT and purpose.legal_basis == "consent":
+        return f"`{status}` is for purposes on another basis; `{purpose.id}` rests on consent"
+    if slot in (Slot.GRANT, Slot.REQUEST) and not (purpose.needs_consent or purpose.objectable):
+        return f"`{status}` is for consent; `{purpose.id}` rests on {purpose.legal_basis}: record `applies`"
+    return None
+
+
+def _scope_errors(record: Record, purpose: Purpose, pointer: str) -> Iterator[FieldError]:
+    """Channel, contact and recipient of a record that must stay within its purpose."""
+    channels = ", ".join(f"`{channel}`" for channel in purpose.channels)
+    consent = record.status in _WITH_NOTICE
+    if record.channel is not None and record.channel not in purpose.channels:
+        yield FieldError(f"{pointer}/channel", f"is no channel of `{purpose.id}`; it has {channels}")
+    elif record.channel is None and len(purpose.channels) > 1 and consent:
+        yield FieldError(f"{pointer}/channel", f"is missing; `{purpose.id}` has {channels}")
+    if record.contact is not None and purpose.contact == "none":
+        yield FieldError(f"{pointer}/contact", f"`{purpose.id}` holds for no contact; leave it out")
+    elif record.contact is None and purpose.contact == "required" and consent:
+        yield FieldError(f"{pointer}/contact", f"is missing; `{purpose.id}` holds for one address or number")
+    if record.recipient is not None and all(record.recipient != known.id for known in purpose.recipients):
+        known = ", ".join(f"`{recipient.id}`" for recipient in purpose.recipients) or "none"
+        yield FieldError(f"{pointer}/recipient", f"is no recipient of `{purpose.id}`; it has {known}")
+
+
+def salvage(raw: bytes) -> ConsentBody | None:
+    """The restrictive records of a body that is otherwise wrong: a no stands, whatever stands beside it."""
+    try:
+        tree = msgspec.json.decode(raw)
+        subject = msgspec.convert(tree["subject"], Subject, strict=True)
+        listed = [r for r in tree["records"][:MAX_RECORDS] if isinstance(r, dict) and r.get("status") in RESTRICTIVE]
+    except (msgspec.ValidationError, KeyError, TypeError):
+        return None
+    records = [record for entry in listed if (record := _salvaged(entry)) is not None]
+    return ConsentBody(subject=subject, records=tuple(records)) if records else None
+
+
+def _salvaged(entry: dict[str, Any]) -> Record | None:
+    purpose, channel, recipient = entry.get("purpose"), entry.get("channel"), entry.get("recipient")
+    if not isinstance(purpose, str):
+        return None
+    return Record(
+        purpose=purpose,
+        status=entry["status"],
+        channel=channel if isinstance(channel, str) else None,
+        recipient=recipient if isinstance(recipient, str) else None,
+    )
+
+
+def idempotency_key(in_body: str | None, in_header: str | None) -> tuple[str | None, list[FieldError]]:
+    """The idempotency key: the body's or the header's, there bare or quoted (draft-ietf-httpapi-idempotency-key)."""
+    if in_header is not None:
+        in_header = in_header.strip()
+        if len(in_header) > 1 and in_header[0] == in_header[-1] == '"':
+            in_header = in_header[1:-1].replace('\\"', '"').replace("\\\\", "\\")
+        if not 0 < len(in_header) <= MAX_ID or not in_header.isprintable():
+            return None, [FieldError("/id", f"`Idempotency-Key` must have 1 to {MAX_ID} printable characters")]
+        if in_body is not None and in_body != in_header:
+            return None, [FieldError("/id", "differs from `Idempotency-Key`; send one of them")]
+    return in_header if in_header is not None else in_body, []
+
+
+def body_hash(body: ConsentBody) -> bytes:
+    """What makes two calls the same: everything but the key itself."""
+    return hashlib.sha256(canonical(msgspec.structs.replace(body, id=None))).digest()

@@ -1,0 +1,328 @@
+"""Writing acts by group commit: under the ledger's lock, in one transaction and one statement a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from consent_service import clock, db, decode, ids
+from consent_service.auth import Credential
+from consent_service.consents.answer import recorded
+from consent_service.consents.model import ConsentBody
+from consent_service.consents.prepare import (
+    WITHOUT_KEY,
+    Act,
+    Preparation,
+    Prepared,
+    body_hash,
+    grade_of,
+    idempotency_key,
+    salvage,
+)
+from consent_service.errors import ConsentError, FieldError, Forbidden, Invalid, KeyMissing, KeyReused
+from consent_service.ledger import Batcher, Head, Revision, lock_head, read_head
+from consent_service.policies import GRADES, Policy
+from consent_service.policies.store import Policies
+from consent_service.states import RESTRICTIVE, SLOT, Slot, Standing, State, fold
+from consent_service.subjects import Hasher, Subject, normal_contact
+
+
+class _PolicyMoved(ConsentError):
+    """Another policy came into force while an act waited. It is checked again."""
+
+
+class BatchRow(msgspec.Struct, frozen=True):
+    """What is known about one act of a batch before it is written."""
+
+    body: bytes | None
+    answer: bytes | None
+    events: int
+
+
+_READ_BATCH = db.many("consents", "read_batch", BatchRow)
+_READ_STATES = db.many("consents", "read_states", State)
+_WRITE_BATCH = db.execute("consents", "write_batch")
+
+
+class Writer:
+    """Records consents: one batcher per ledger."""
+
+    def __init__(self, pool: db.Pool, policies: Policies, secret: bytes) -> None:
+        self._pool = pool
+        self._policies = policies
+        self._secret = secret
+        self._ledgers: dict[int, _Ledger] = {}
+
+    async def record(self, raw: bytes, credential: Credential, key: str | None) -> bytes:
+        """Record one act; returns the answer (`Recorded` as JSON), the same for a retry with the same key.
+
+        Raises:
+            Malformed, Invalid, KeyMissing, KeyReused, Forbidden: see there. `Invalid.extra["recorded"]` holds the
+                answer to the restrictive records of a call whose grants are refused.
+            Unavailable, Frozen: nothing is known to be written; send the same again.
+        """
+        ledger = self._ledger(credential.log_id)
+        errors: tuple[FieldError, ...] = ()
+        try:
+            body = decode.body(raw, ConsentBody)
+        except Invalid as error:
+            rest = salvage(raw)
+            if rest is None:
+                raise
+            body, errors = rest, error.errors
+        return await ledger.record(body, credential, key, errors)
+
+    async def close(self) -> None:
+        """Finish what is queued."""
+        for ledger in self._ledgers.values():
+            await ledger.batcher.close()
+
+    def _ledger(self, log_id: int) -> _Ledger:
+        ledger = self._ledgers.get(log_id)
+        if ledger is None:
+            ledger = self._ledgers[log_id] = _Ledger(self._pool, self._policies, Hasher(self._secret, log_id), log_id)
+        return ledger
+
+
+class _Ledger:
+    """The writes of one tenant."""
+
+    def __init__(self, pool: db.Pool, policies: Policies, hasher: Hasher, log_id: int) -> None:
+        self.pool = pool
+        self.policies = policies
+        self.hasher = hasher
+        self.log_id = log_id
+        self.version: int | None = None
+        self.batcher: Batcher[Act, bytes] = Batcher(self.commit)
+
+    async def record(
+        self, body: ConsentBody, credential: Credential, key: str | None, errors: tuple[FieldError, ...]
+    ) -> bytes:
+        if credential.kind == "publishable" and body.subject.type != "device":
+            raise Forbidden("A publishable key writes for devices only. Use a service key for other identifiers.")
+        while True:
+            version, policy = await self._policy()
+            act, found = self._prepare(policy, version, body, credential, key)
+            found = [*errors, *found]
+            try:
+                if found:
+                    raise Invalid(
+                        "Some fields cannot be accepted; nothing of the grants was recorded.",
+                        tuple(found),
+                        None if act is None else {"recorded": msgspec.Raw(await self.batcher.submit(act))},
+                    )
+                if act is None:
+                    raise AssertionError("without errors there is an act")
+                return await self.batcher.submit(act)
+            except _PolicyMoved:
+                self.version = None
+
+    async def _policy(self) -> tuple[int, Policy]:
+        """The policy in force as far as this process knows; the commit looks again."""
+        if self.version is not None and (known := self.policies.known(self.log_id, self.version)) is not None:
+            return self.version, known
+        async with db.connection(self.pool) as connection:
+            head = await read_head(connection, self.log_id)
+            policy = await self.policies.get(connection, self.log_id, head.policy)
+        self.version = head.policy
+        return head.policy, policy
+
+    def _prepare(
+        self, policy: Policy, version: int, body: ConsentBody, credential: Credential, key: str | None
+    ) -> tuple[Act | None, list[FieldError]]:
+        """The act to write, and what is wrong: with errors the act holds the restrictive records, or there is none."""
+        prepared = Preparation(policy, body, credential, self.hasher, clock.now())
+        key, key_errors = idempotency_key(body.id, key)
+        errors = prepared.errors + key_errors
+        records = [record for record in prepared.records if record is not None]
+        if errors:
+            records = [] if prepared.subject_errors else [r for r in records if r.status in RESTRICTIVE]
+            key = None
+        elif key is None and any(record.status not in WITHOUT_KEY for record in body.records):
+            restrictive = [record for record in records if record.status in RESTRICTIVE]
+            if not restrictive:
+                raise KeyMissing
+            records, errors = restrictive, [FieldError("/id", "is missing; a grant needs it, or an `Idempotency-Key`")]
+        if not records:
+            return None, errors
+        notice = prepared.notice if body.notice is not None else None
+        act = Act(
+            policy=policy,
+            policy_version=version,
+            credential=credential.id,
+            device=self.hasher.identifier(body.subject) if credential.kind == "publishable" else b"",
+            # Without a key of its own an act still gets one: it tells after a lost connection whether it was written.
+            key=ids.random() if key is None else self.hasher.idempotency_key(key),
+            body_hash=body_hash(body),
+            identifier=self.hasher.identifier(body.subject),
+            subject=body.subject,
+            records=tuple(records),
+            notice=body.notice if notice is not None else None,
+            notice_hash=None if notice is None else notice.hash,
+            method=body.method,
+            evidence=body.evidence,
+            grade=grade_of(credential, body.method),
+        )
+        return act, errors
+
+    async def commit(self, acts: Sequence[Act]) -> Sequence[bytes | Exception]:
+        """Write a batch in one transaction."""
+        log_id = self.log_id
+        async with db.connection(self.pool) as connection, connection.transaction():
+            head = await lock_head(connection, log_id)
+            known = await _READ_BATCH(
+                connection, log_id, [a.credential for a in acts], [a.device for a in acts], [a.key for a in acts],
+                [a.identifier for a in acts],
+            )  # fmt: skip
+            batch = _Batch(head, self.hasher)
+            returning = {act.identifier for act, row in zip(acts, known, strict=True) if row.events}
+            if returning:
+                batch.load(await _READ_STATES(connection, log_id, list(returning)))
+            answers = [batch.add(act, row) for act, row in zip(acts, known, strict=True)]
+            if batch.events:
+                await _WRITE_BATCH(connection, log_id, head.now, *batch.columns())
+        return answers
+
+
+class _Batch:
+    """What one transaction writes, gathered act by act. Runs under the head's lock."""
+
+    def __init__(self, head: Head, hasher: Hasher) -> None:
+        self.head = head
+        self.hasher = hasher
+        self.standing: dict[bytes, Standing] = {}
+        self.sequences: dict[bytes, int] = {}
+        self.subjects: dict[bytes, Subject] = {}
+        self.contacts: dict[bytes, str] = {}
+        self.changed: dict[tuple[bytes, Any], State] = {}
+        self.answered: dict[tuple[str, bytes, bytes], tuple[bytes, bytes]] = {}
+        self.events: list[tuple[Any, ...]] = []
+
+    def load(self, states: Iterable[State]) -> None:
+        """The rows that stand before the batch."""
+        for state in states:
+            self.standing.setdefault(state.identifier, {})[state.key] = state
+
+    def add(self, act: Act, known: BatchRow) -> bytes | Exception:
+        """Write an act, or find that it was written before."""
+        key = (act.credential, act.device, act.key)
+        before = self.answered.get(key)
+        if before is None and known.body is not None and known.answer is not None:
+            before = known.body, known.answer
+        if before is not None:
+            return before[1] if before[0] == act.body_hash else KeyReused()
+        if act.policy_version != self.head.policy:
+            return _PolicyMoved()
+        answer = self._write(act, known.events)
+        self.answered[key] = act.body_hash, answer
+        return answer
+
+    def _write(self, act: Act, events_before: int) -> bytes:
+        event, now = ids.event_id(), self.head.now
+        sequence = self.sequences.get(act.identifier, events_before) + 1
+        self.sequences[act.identifier] = sequence
+        self.subjects[act.identifier] = act.subject
+        standing = self.standing.setdefault(act.identifier, {})
+        records = [self._settle(act, record, standing) for record in act.records]
+        for record in records:
+            state = _state(act, record, event, now)
+            if fold(standing, state):
+                self.changed[act.identifier, state.key] = state
+            if record.contact_value is not None:
+                self.contacts[record.contact] = normal_contact(record.contact_value)
+        revision = Revision(self.head.epoch, self.head.size + len(self.events) + 1)
+        answer = _ANSWER.encode(recorded(act, records, list(standing.values()), event, revision, now))
+        self.events.append((
+            revision.size - 1, event, act.identifier, sequence, ",".join(r.purpose for r in records),
+            ",".join(r.status for r in records), act.credential, act.grade, _payload(act, records, event, now),
+            act.device, act.key, act.body_hash, answer,
+        ))  # fmt: skip
+        return answer
+
+    def _settle(self, act: Act, record: Prepared, standing: Standing) -> Prepared:
+        """Times become ours where they are missing or ahead; a renewal needs something to renew."""
+        now = self.head.now
+        record = record._replace(occurred_at=now if record.occurred_at is None else min(record.occurred_at, now))
+        if record.status == "renewed" and act.policy.purposes[record.purpose].double_opt_in:
+            confirmed = any(s.slot == Slot.GRANT and s.key[:4] == _state_key(record) for s in standing.values())
+            return record if confirmed else record._replace(status="requested")
+        return record
+
+    def columns(self) -> Iterator[list[Any]]:
+        """The arrays of `write_batch`, from its third parameter on."""
+        yield from (list(column) for column in zip(*self.events, strict=True))
+        yield list(self.sequences)
+        yield [self.subjects[identifier].type for identifier in self.sequences]
+        yield [self.subjects[identifier].id for identifier in self.sequences]
+        yield list(self.sequences.values())
+        yield list(self.contacts)
+        yield list(self.contacts.values())
+        yield from _state_columns(list(self.changed.values()))
+
+
+def _state_columns(states: list[State]) -> Iterator[list[Any]]:
+    for name in _STATE_COLUMNS:
+        yield [getattr(state, name) for state in states]
+
+
+_STATE_COLUMNS = tuple(name for name in State.__struct_fields__ if name != "recorded_at")
+_ANSWER = msgspec.json.Encoder()
+_PAYLOAD = msgspec.json.Encoder(order="sorted")
+
+
+def _state_key(record: Prepared) -> tuple[str, str, bytes, str]:
+    return record.purpose, record.channel, record.contact, record.recipient
+
+
+def _state(act: Act, record: Prepared, event: UUID, now: datetime) -> State:
+    slot, occurred_at = SLOT[record.status], record.occurred_at or now
+    grant = slot is Slot.GRANT
+    valid_for = act.policy.purposes[record.purpose].valid_for if grant else None
+    return State(
+        identifier=act.identifier, purpose=record.purpose, channel=record.channel, contact=record.contact,
+        recipient=record.recipient, slot=slot, grade=act.grade, status=record.status, occurred_at=occurred_at,
+        recorded_at=now, expires_at=None if valid_for is None else valid_for.after(occurred_at),
+        notice=None if act.notice is None else act.notice.id,
+        notice_version=None if act.notice is None else act.notice.version,
+        language=None if act.notice is None else act.notice.language,
+        method=act.method, event=event,
+    )  # fmt: skip
+
+
+def _payload(act: Act, records: list[Prepared], event: UUID, now: datetime) -> bytes:
+    """The whole act as canonical JSON: what history shows and what a proof will be about."""
+    return _PAYLOAD.encode(
+        {
+            "event": event,
+            "recorded_at": now,
+            "subject": act.subject,
+            "records": [
+                {
+                    "purpose": r.purpose,
+                    "status": r.status,
+                    "channel": r.channel or None,
+                    "contact": r.contact_value,
+                    "recipient": r.recipient or None,
+                    "occurred_at": r.occurred_at,
+                }
+                for r in records
+            ],
+            "notice": None
+            if act.notice is None
+            else {
+                "id": act.notice.id,
+                "version": act.notice.version,
+                "language": act.notice.language,
+                "hash": act.notice_hash,
+            },
+            "method": act.method,
+            "evidence": act.evidence,
+            "grade": GRADES[act.grade],
+            "credential": act.credential,
+            "policy": act.policy_version,
+        }
+    )

@@ -1,0 +1,32 @@
+"""Decisions: may this person's data be processed for this purpose, now, on this channel?"""
+
+from consent_service.decisions.check import Checker
+from consent_service.decisions.decide import REASONS, Ask, Context, Decision, Reason, decide
+from consent_service.decisions.model import (
+    Answer,
+    Check,
+    Checks,
+    Decisions,
+    History,
+    HistoryBody,
+    SubjectBody,
+    SubjectState,
+)
+
+__all__ = [
+    "REASONS",
+    "Answer",
+    "Ask",
+    "Check",
+    "Checker",
+    "Checks",
+    "Context",
+    "Decision",
+    "Decisions",
+    "History",
+    "HistoryBody",
+    "Reason",
+    "SubjectBody",
+    "SubjectState",
+    "decide",
+]

@@ -1,0 +1,320 @@
+"""`decide`: the pure function in which every allow is born, with its closed list of reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Literal, cast, get_args
+from uuid import UUID
+
+import msgspec
+from msgspec import Meta
+
+from consent_service.policies import EXPLICIT_METHODS, GRADES, Policy, Purpose
+from consent_service.states import ALL_PURPOSES, ANY, Slot, State
+
+Reason = Literal[
+    "consent", "basis_applies",
+    "unknown_purpose", "no_record", "requested", "refused", "withdrawn", "expired", "not_yet_valid", "objected",
+    "restricted", "suppressed", "notice_outdated", "evidence_too_low", "explicit_needed", "age_unverified",
+    "guardian_missing", "channel_required", "channel_not_covered", "contact_required", "contact_not_covered",
+    "recipient_not_covered", "no_basis_fact", "conflict_open", "condition_failed", "outage",
+]  # fmt: skip
+ALLOWS: frozenset[Reason] = frozenset({"consent", "basis_applies"})
+
+REASONS: dict[Reason, str] = {
+    "consent": "A valid consent covers this purpose, channel, contact and recipient.",
+    "basis_applies": "The purpose rests on another basis than consent, and that basis applies.",
+    "unknown_purpose": "The policy in force declares no such purpose.",
+    "no_record": "The person has never decided about this purpose.",
+    "requested": "Consent was asked for and not yet given, or its double opt-in is not yet confirmed.",
+    "refused": "The person said no when asked.",
+    "withdrawn": "The person withdrew, and nothing since then outweighs it.",
+    "expired": "The consent has reached the end of its life.",
+    "not_yet_valid": "The purpose, or the consent, begins later.",
+    "objected": "The person objected (GDPR Art. 21).",
+    "restricted": "Processing is restricted (GDPR Art. 18).",
+    "suppressed": "The person was erased; direct marketing stays off until a fresh opt-in.",
+    "notice_outdated": "The consent rests on a notice that has materially changed since.",
+    "evidence_too_low": "The purpose asks for stronger evidence than this consent has.",
+    "explicit_needed": "The purpose needs an explicit consent (GDPR Art. 9, 22); a mere click is none.",
+    "age_unverified": "The purpose needs the person's age, and the check did not bring one.",
+    "guardian_missing": "The person is too young to consent alone, and no guardian's consent is on record.",
+    "channel_required": "The purpose runs on several channels; the check must name one.",
+    "channel_not_covered": "The purpose, or the person's consent, does not cover this channel.",
+    "contact_required": "The person consented for several contacts; the check must name one.",
+    "contact_not_covered": "The consent holds for another contact.",
+    "recipient_not_covered": "The purpose, or the consent, does not cover this recipient.",
+    "no_basis_fact": "The basis needs a fact (for example a contract) that is not on record, or has ceased.",
+    "conflict_open": "Linked identifiers say different things, and the conflict is not resolved.",
+    "condition_failed": "A condition of the purpose is not met.",
+    "outage": "The state could not be read, and the purpose declares nothing for that case.",
+}
+"""The closed list, with what each reason tells the caller."""
+if REASONS.keys() != set(get_args(Reason)):
+    raise AssertionError("every reason is documented")
+
+
+class Context(msgspec.Struct, frozen=True):
+    """What the caller knows about the situation. Unknown members are kept for conditions."""
+
+    age: Annotated[int, Meta(ge=0, le=150)] | None = None
+    """The person's age in whole years, verified by the caller."""
+    jurisdiction: Annotated[str, Meta(pattern="^[A-Z]{2}$")] | None = None
+    """ISO 3166-1 alpha-2 code of the person's country; default is the tenant's."""
+
+
+class Ask(msgspec.Struct, frozen=True):
+    """One question: which purpose, on which channel, for which contact (keyed hash) and recipient."""
+
+    purpose: str
+    channel: str | None = None
+    contact: bytes | None = None
+    recipient: str | None = None
+    context: Context = Context()
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """What `decide` found. `valid_until` is the earliest flip by time alone, and no licence to keep the answer."""
+
+    allow: bool
+    reason: Reason
+    rule: str
+    """Which rule decided, in the order of the architecture's section 7."""
+    valid_until: datetime | None = None
+    state: State | None = None
+    """The row that decided."""
+
+
+def decide(policy: Policy, states: Sequence[State], ask: Ask, now: datetime) -> Decision:
+    """Allow or deny; pure. `states` are the rows of all the subject's identifiers, in any order."""
+    purpose = policy.purposes.get(ask.purpose)
+    if purpose is None:
+        return _deny("unknown_purpose", "purpose")
+    question = _Question(policy, purpose, states, ask, now)
+    return question.restriction() or question.objection() or question.basis()
+
+
+def _deny(reason: Reason, rule: str, state: State | None = None, until: datetime | None = None) -> Decision:
+    return Decision(False, reason, rule, until, state)
+
+
+class _Question:
+    """One walk through the rules, over the rows that speak about the question."""
+
+    __slots__ = ("ask", "blocks", "channel", "elsewhere", "facts", "grants", "now", "policy", "purpose", "requests",
+                 "restrictions")  # fmt: skip
+
+    def __init__(self, policy: Policy, purpose: Purpose, states: Sequence[State], ask: Ask, now: datetime) -> None:
+        self.policy = policy
+        self.purpose = purpose
+        self.ask = ask
+        self.now = now
+        channels = purpose.channels
+        self.channel = ask.channel or (channels[0] if len(channels) == 1 else None)
+        self.requests: list[State] = []
+        self.grants: list[State] = []
+        self.elsewhere = False
+        """Whether there are grants for other channels."""
+        self.blocks: list[State] = []
+        self.facts: list[State] = []
+        self.restrictions: list[State] = []
+        lineage = policy.lineage[purpose.id]
+        for state in states:
+            if state.purpose in lineage or state.purpose == ALL_PURPOSES:
+                self._sort(state)
+
+    def _sort(self, state: State) -> None:
+        """Which rows bear on the question, by what they are."""
+        here = state.channel in (ANY, self.channel)
+        match state.slot:
+            case Slot.GRANT if self._answers(state):
+                if here:
+                    self.grants.append(state)
+                else:
+                    self.elsewhere = True
+            case Slot.BLOCK:
+                # An objection to direct marketing holds on every channel, wherever it was made (Art. 21(3)).
+                everywhere = state.status == "objected" and self.purpose.direct_marketing
+                if everywhere or self._bears(state):
+                    self.blocks.append(state)
+            case Slot.REQUEST if here and state.purpose == self.purpose.id:
+                self.requests.append(state)
+            case Slot.FACT if state.purpose == self.purpose.id and (here or self.channel is None):
+                self.facts.append(state)
+            case Slot.RESTRICTION if self._bears(state):
+                self.restrictions.append(state)
+
+    def _bears(self, state: State) -> bool:
+        """Restrictive statements cover whatever they, or the question, leave open."""
+        return (state.channel == ANY or self.channel is None or state.channel == self.channel) and (
+            state.recipient == ANY or self.ask.recipient is None or state.recipient == self.ask.recipient
+        )
+
+    def _answers(self, grant: State) -> bool:
+        """A grant answers for its own purpose, and for children that inherit it."""
+        current = self.purpose
+        while grant.purpose != current.id:
+            if not current.inherits_consent or current.parent is None:
+                return False
+            current = self.policy.purposes[current.parent]
+        return True
+
+    # -- the rules, in their order --------------------------------------------------------------------------------
+
+    def restriction(self) -> Decision | None:
+        """Art. 18: only storage, legal claims, and consent given after it go on."""
+        latest = max(self.restrictions, key=_rank, default=None)
+        if latest is None or latest.status != "restricted" or self.purpose.runs_under_restriction:
+            return None
+        self.grants = [grant for grant in self.grants if grant.occurred_at > latest.occurred_at]
+        consent = self._consent()
+        return consent if consent.allow else _deny("restricted", "restriction", latest)
+
+    def objection(self) -> Decision | None:
+        """Art. 21 for bases other than consent: ends by a later consent of the person. Consent is `basis`'s matter."""
+        if not self.purpose.objectable or self.purpose.legal_basis == "consent":
+            return None
+        # For direct marketing any no is an objection; elsewhere a withdrawal of consent says nothing about this basis.
+        counts = [block for block in self.blocks if block.status == "objected" or self.purpose.direct_marketing]
+        latest = max(counts, key=_rank, default=None)
+        if latest is None:
+            return None
+        consent = self._consent()
+        return consent if consent.allow else _deny(_said(latest), "objection", latest)
+
+    def basis(self) -> Decision:
+        """The legal basis, and consent for reaching into the person's device where the purpose does (TDDDG 25)."""
+        purpose, ask = self.purpose, self.ask
+        if ask.channel is not None and ask.channel not in purpose.channels:
+            return _deny("channel_not_covered", "scope")
+        if ask.recipient is not None and all(ask.recipient != recipient.id for recipient in purpose.recipients):
+            return _deny("recipient_not_covered", "scope")
+        if purpose.valid_from is not None and self.now < purpose.valid_from:
+            return _deny("not_yet_valid", "purpose", None, purpose.valid_from)
+        if purpose.legal_basis == "consent":
+            return self._consent()
+        if purpose.needs_consent and not (consent := self._consent()).allow:
+            return msgspec.structs.replace(consent, rule="terminal_access")
+        return self._fact()
+
+    def _fact(self) -> Decision:
+        """The fact that another basis rests on: a contract, an existing customer."""
+        fact = max(self.facts, key=_rank, default=None)
+        if fact is None and not self.purpose.needs_fact:
+            return Decision(True, "basis_applies", "basis")
+        if fact is None or fact.status == "ceased":
+            return _deny("no_basis_fact", "basis", fact)
+        return Decision(True, "basis_applies", "basis", None, fact)
+
+    # -- consent --------------------------------------------------------------------------------------------------
+
+    def _consent(self) -> Decision:
+        """The grant that carries the processing longest, else why none does."""
+        if self.channel is None:
+            return _deny("channel_required", "scope")
+        covering, gap = self._covering()
+        best: Decision | None = None
+        flaws: list[tuple[datetime, Decision]] = []
+        for grant in covering:
+            flaw = self._flaw(grant)
+            if flaw is not None:
+                flaws.append(flaw)
+            elif best is None or _later(self._expiry(grant), best.valid_until):
+                best = Decision(True, "consent", "consent", self._expiry(grant), grant)
+        return best or self._why_not(flaws, gap)
+
+    def _covering(self) -> tuple[list[State], Reason | None]:
+        """The grants that hold for the contact and recipient asked about; and, if none does, why."""
+        contact, required = self.ask.contact, self.purpose.contact == "required"
+        by_contact = self.grants
+        if contact is not None:
+            by_contact = [g for g in self.grants if g.contact == contact or (not required and g.contact == b"")]
+            if self.grants and not by_contact:
+                return [], "contact_not_covered"
+        elif required and len({g.contact for g in by_contact if self._flaw(g) is None}) > 1:
+            return [], "contact_required"
+        covering = [grant for grant in by_contact if grant.recipient in (ANY, self.ask.recipient)]
+        return covering, "recipient_not_covered" if by_contact and not covering else None
+
+    def _flaw(self, grant: State) -> tuple[datetime, Decision] | None:
+        """Why a grant does not carry the processing, and since when; None when it does."""
+        if (block := self._outweighed(grant)) is not None:
+            return block.occurred_at, _deny(_said(block), "withdrawal", block)
+        reason: Reason | None = None
+        until: datetime | None = None
+        expiry = self._expiry(grant)
+        if grant.occurred_at > self.now:
+            reason, until = "not_yet_valid", grant.occurred_at
+        elif expiry is not None and expiry <= self.now:
+            reason = "expired"
+        elif (grant.notice_version or 0) < self.purpose.required_notice.get(grant.notice or "", 0):
+            reason = "notice_outdated"
+        elif grant.grade < GRADES.index(self.purpose.evidence):
+            reason = "evidence_too_low"
+        elif self.purpose.needs_explicit and grant.method not in EXPLICIT_METHODS:
+            reason = "explicit_needed"
+        else:
+            reason = self._age()
+        return None if reason is None else (grant.occurred_at, _deny(reason, "consent", grant, until))
+
+    def _outweighed(self, grant: State) -> State | None:
+        """The no that a grant has to give way to: one as late or later, or one of stronger evidence, whenever it was.
+
+        An imported grant never outweighs a no.
+        """
+        against = [
+            b for b in self.blocks if grant.occurred_at <= b.occurred_at or grant.grade < b.grade or not grant.grade
+        ]
+        return max(against, key=_rank, default=None)
+
+    def _expiry(self, grant: State) -> datetime | None:
+        """The earlier of what was promised when it was given and what the policy in force says."""
+        if self.purpose.valid_for is None:
+            return grant.expires_at
+        by_policy = self.purpose.valid_for.after(grant.occurred_at)
+        return by_policy if grant.expires_at is None else min(by_policy, grant.expires_at)
+
+    def _age(self) -> Reason | None:
+        """GDPR Art. 8, by the jurisdiction that the check names, else the tenant's."""
+        rule = self.purpose.age
+        if rule is None:
+            return None
+        if self.ask.context.age is None:
+            return "age_unverified" if rule.age_unknown == "deny" else None
+        minimum = rule.minimum
+        if minimum == "digital_consent":
+            country = self.ask.context.jurisdiction or self.policy.tenant.jurisdiction
+            known = self.policy.jurisdictions.get(country)
+            minimum = 16 if known is None else known.digital_consent_age
+        return "guardian_missing" if self.ask.context.age < minimum else None
+
+    def _why_not(self, flaws: list[tuple[datetime, Decision]], gap: Reason | None) -> Decision:
+        """The denial that tells most: the latest event about the question, else what the grants leave uncovered."""
+        events = list(flaws)
+        events += [
+            (request.occurred_at, _deny("requested", "consent", request))
+            for request in self.requests
+            if self.ask.contact is None or request.contact in (b"", self.ask.contact)
+        ]
+        if gap is None:
+            events += [(block.occurred_at, _deny(_said(block), "withdrawal", block)) for block in self.blocks]
+        if events:
+            return max(events, key=lambda event: event[0])[1]
+        if gap is not None:
+            return _deny(gap, "scope")
+        return _deny("channel_not_covered", "scope") if self.elsewhere else _deny("no_record", "consent")
+
+
+def _said(block: State) -> Reason:
+    """What the person said is the reason."""
+    return cast("Reason", block.status)
+
+
+def _rank(state: State) -> tuple[datetime, int, UUID]:
+    return state.rank
+
+
+def _later(one: datetime | None, other: datetime | None) -> bool:
+    """Whether `one` ends after `other`; no end is the latest."""
+    return other is not None and (one is None or one > other)

@@ -1,0 +1,74 @@
+"""The example tenant: set up at first start, kept at later ones, and a welcome that can be pasted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from consent_service import auth, db, policies, tenants
+from consent_service.auth import Credential, Kind, Scope
+from consent_service.policies import store
+from consent_service.settings import keep
+
+TENANT = "demo"
+
+KEYS: dict[str, tuple[Kind, frozenset[Scope]]] = {
+    "service": ("service", frozenset({"check", "write:attested", "links", "events"})),
+    "publishable": ("publishable", frozenset({"write:device"})),
+    "dpo": ("officer", frozenset({"state", "events", "export", "requests", "requests:approve"})),
+}
+"""The demo's keys: kind and scopes. None has a rate limit."""
+
+
+async def set_up(database_url: str, secret: bytes, data: Path, base: str) -> dict[str, Any]:
+    """Make the tenant, its policy and its keys where they are missing; returns them for the ready file."""
+    policy = policies.load(policies.find(TENANT))
+    async with await db.connect(database_url, size=1) as pool, db.connection(pool) as connection:
+        log_id = await tenants.ensure(connection, TENANT)
+        await tenants.apply_policy(connection, log_id, store.Policies(), policy)
+        kept = _kept(data / "keys.json")
+        keys = {
+            name: await auth.add_key(
+                connection,
+                secret,
+                Credential(log_id, name, kind, f"demo {name}", scopes, _origins(kind, base), None),
+                kept.get(name),
+            )
+            for name, (kind, scopes) in KEYS.items()
+        }
+    keep(data / "keys.json", msgspec.json.encode(keys).decode())
+    return {"tenant": TENANT, "keys": keys}
+
+
+def _kept(file: Path) -> dict[str, str]:
+    return msgspec.json.decode(file.read_bytes(), type=dict[str, str]) if file.exists() else {}
+
+
+def _origins(kind: Kind, base: str) -> frozenset[str]:
+    """Pages of the demo itself may use the publishable key; no browser may use the others."""
+    return frozenset({base, base.replace("127.0.0.1", "localhost")}) if kind == "publishable" else frozenset()
+
+
+def welcome(facts: dict[str, Any]) -> str:
+    """What to try first; every line can be pasted."""
+    url, service = facts["url"], facts["keys"]["service"]
+    curl = f"curl -s {url}/v1/{{}} -H 'Authorization: Bearer {service}' -H 'Content-Type: application/json'"
+    record = (
+        '{"id":"first","subject":{"type":"login","id":"ada"},"method":"form",'
+        '"notice":{"id":"web-banner","version":1,"language":"en"},'
+        '"records":[{"purpose":"marketing.email","status":"given"}]}'
+    )
+    check = '{"subject":{"type":"login","id":"ada"},"purpose":"marketing.email"}'
+    return "\n".join((
+        f"The consent service answers on {url} (docs: {url}/docs). Stop it with Ctrl-C.",
+        "",
+        "Record a consent:",
+        f"  {curl.format('consents')} -d '{record}'",
+        "May we?",
+        f"  {curl.format('check')} -d '{check}'",
+        "",
+        "Keys of the tenant `demo`:",
+        *(f"  {name:12}{key}" for name, key in facts["keys"].items()),
+    ))  # fmt: skip

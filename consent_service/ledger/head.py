@@ -1,0 +1,71 @@
+"""A ledger's head: its size, its policy, its clock. Locking it puts all writes of one tenant into one order."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+
+import msgspec
+
+from consent_service import db
+from consent_service.errors import Frozen, NotFound
+
+_REVISION = re.compile(r"([0-9]{1,9})\.([0-9]{1,18})", re.ASCII)
+
+
+class Revision(msgspec.Struct, frozen=True, order=True):
+    """How far a ledger has come: `<epoch>.<size>` on the wire."""
+
+    epoch: int
+    size: int
+
+    @classmethod
+    def parse(cls, text: str) -> Revision | None:
+        """Read a `rev` that we gave out; None for anything else."""
+        match = _REVISION.fullmatch(text)
+        return None if match is None else cls(int(match[1]), int(match[2]))
+
+    def __str__(self) -> str:
+        return f"{self.epoch}.{self.size}"
+
+
+class Head(msgspec.Struct, frozen=True):
+    """A row of `ledger_head`, with the database's clock."""
+
+    epoch: int
+    size: int
+    policy: int
+    """Version of the policy in force, 0 before the first."""
+    frozen: bool
+    now: datetime
+
+    @property
+    def revision(self) -> Revision:
+        """The revision of everything before this head."""
+        return Revision(self.epoch, self.size)
+
+
+_LOCK = db.one("ledger", "lock_head", Head)
+_READ = db.one("ledger", "read_head", Head)
+
+
+async def lock_head(connection: db.Connection, log_id: int) -> Head:
+    """The head, ours until the transaction ends. `now` never lies before the last entry.
+
+    Raises:
+        Frozen: the ledger takes no writes.
+    """
+    head = await _LOCK(connection, log_id)
+    if head is None:
+        raise NotFound("There is no such tenant.")
+    if head.frozen:
+        raise Frozen
+    return head
+
+
+async def read_head(connection: db.Connection, log_id: int) -> Head:
+    """The head as of now, without a lock."""
+    head = await _READ(connection, log_id)
+    if head is None:
+        raise NotFound("There is no such tenant.")
+    return head

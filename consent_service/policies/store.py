@@ -1,0 +1,82 @@
+"""Policies in the database: which version is in force, and its body, loaded once per process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+
+import msgspec
+
+from consent_service import db
+from consent_service.errors import NotFound
+from consent_service.policies.model import Notice, Policy, canonical, decode_policy
+
+
+class PolicyRow(msgspec.Struct, frozen=True):
+    """A row of `policy_version`."""
+
+    version: int
+    hash: str
+    body: bytes
+    applied_at: datetime
+
+
+class NoticeRow(msgspec.Struct, frozen=True):
+    """The published content of a notice version."""
+
+    hash: str
+    body: bytes
+
+
+class Touched(msgspec.Struct, frozen=True):
+    """How many identifiers have a record for a purpose."""
+
+    purpose: str
+    subjects: int
+
+
+_READ = db.one("policies", "read_policy", PolicyRow)
+_NOTICE = db.one("policies", "read_notice", NoticeRow)
+_ACTIVATE = db.execute("policies", "activate_policy")
+_COUNT = db.many("policies", "count_subjects", Touched)
+
+
+class Policies:
+    """The policies of all ledgers as this process has loaded them. A version never changes, so nothing goes stale."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, int], Policy] = {}
+
+    def known(self, log_id: int, version: int) -> Policy | None:
+        """A version that is already loaded."""
+        return self._known.get((log_id, version))
+
+    async def get(self, connection: db.Connection, log_id: int, version: int) -> Policy:
+        """A version, read on first use; raises NotFound where the tenant has applied none."""
+        policy = self._known.get((log_id, version))
+        if policy is None:
+            row = await _READ(connection, log_id, version)
+            if row is None:
+                raise NotFound("This tenant has no policy in force. Apply one with `consent policy apply`.")
+            policy = self._known[log_id, version] = decode_policy(row.body)
+        return policy
+
+
+async def activate(connection: db.Connection, log_id: int, version: int, policy: Policy, now: datetime) -> None:
+    """Put a policy into force as `version`; the caller holds the head's lock and has checked the plan."""
+    notices = [notice for versions in policy.notices.values() for notice in versions.values()]
+    await _ACTIVATE(
+        connection, log_id, version, policy.hash, canonical(policy), now,
+        [notice.id for notice in notices], [notice.version for notice in notices],
+        [notice.hash for notice in notices], [canonical(notice) for notice in notices],
+    )  # fmt: skip
+
+
+async def published(connection: db.Connection, log_id: int, notice: Notice) -> NoticeRow | None:
+    """What was published under this notice's id and version, if anything."""
+    return await _NOTICE(connection, log_id, notice.id, notice.version)
+
+
+async def count_subjects(connection: db.Connection, log_id: int, purposes: list[str]) -> Mapping[str, int]:
+    """How many identifiers have a record for each of the purposes."""
+    return {row.purpose: row.subjects for row in await _COUNT(connection, log_id, purposes)}

@@ -1,0 +1,229 @@
+"""Processes: one supervisor, which owns the port and the embedded database, and its workers, which serve.
+
+The supervisor binds the port once; workers accept on the same socket. It restarts a worker or an embedded server that
+died. If the supervisor dies, even by kill -9, the kernel ends its workers, so the port is free again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import gc
+import http.client
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+
+import msgspec
+import uvicorn
+import uvloop
+
+from consent_service import log
+from consent_service.embedded import Embedded
+from consent_service.errors import ConsentError, SetupError
+from consent_service.settings import Settings
+
+ORDERS = "CONSENT_WORKERORDERS"
+_PR_SET_PDEATHSIG = 1
+_LOOK_EVERY_S = 0.5
+_READY_WITHIN_S = 60
+_HEADERS_WITHIN_S = 10
+_BACKLOG = 4096
+
+
+class Orders(msgspec.Struct, frozen=True):
+    """What a worker is told."""
+
+    settings: Settings
+    database_url: str
+    socket: int
+    """File descriptor of the listening socket."""
+    parent: int
+
+
+# -- the supervisor -------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def database(settings: Settings) -> Iterator[tuple[str, Embedded | None]]:
+    """The database's URL, and the embedded server where there is one, for as long as it is needed."""
+    if settings.database_url is not None:
+        yield settings.database_url, None
+        return
+    embedded = Embedded(
+        Path(settings.data),
+        binaries=None if settings.postgres_binaries is None else Path(settings.postgres_binaries),
+    )
+    url = embedded.start()
+    try:
+        yield url, embedded
+    finally:
+        embedded.stop()
+
+
+def bind(settings: Settings) -> socket.socket:
+    """The listening socket.
+
+    Raises:
+        SetupError: somebody else has the port, or the address is not ours.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        listener.close()
+        raise SetupError(
+            f"Port {settings.port} on {settings.host} cannot be used: {error.strerror}. Choose another with --port."
+        ) from None
+    listener.listen(_BACKLOG)
+    listener.set_inheritable(True)
+    return listener
+
+
+def address(listener: socket.socket) -> str:
+    """The base URL that the socket answers on."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 -- compared with, not bound to
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class Supervisor:
+    """Starts the workers, keeps them and the embedded server alive, and stops them in order."""
+
+    def __init__(
+        self, settings: Settings, database_url: str, embedded: Embedded | None, listener: socket.socket
+    ) -> None:
+        self._settings = settings
+        self._embedded = embedded
+        self._listener = listener
+        self._orders = Orders(settings, database_url, listener.fileno(), os.getpid())
+        self._workers: list[subprocess.Popen[bytes]] = []
+        self._stopping = False
+        self._log = log.get("server")
+
+    def run(self, on_ready: Callable[[], None]) -> None:
+        """Serve until SIGTERM or SIGINT; `on_ready` is called once a request was really answered."""
+        metrics = tempfile.mkdtemp(prefix="consent-metrics-")
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        try:
+            self._workers = [self._start() for _ in range(self._settings.workers)]
+            self._until_ready()
+            if not self._stopping:
+                on_ready()
+            while not self._stopping:
+                self._look()
+                time.sleep(_LOOK_EVERY_S)
+        finally:
+            self._listener.close()
+            self._end_workers()
+            shutil.rmtree(metrics, ignore_errors=True)
+
+    def _stop(self, _number: int, _frame: FrameType | None) -> None:
+        self._stopping = True
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, ORDERS: msgspec.json.encode(self._orders).decode()}
+        return subprocess.Popen(
+            [sys.executable, "-m", "consent_service.server"], env=environment, pass_fds=[self._listener.fileno()]
+        )
+
+    def _look(self) -> None:
+        for index, worker in enumerate(self._workers):
+            if worker.poll() is not None:
+                self._log.warning("worker_died", worker=worker.pid, exit_code=worker.returncode)
+                self._workers[index] = self._start()
+        if self._embedded is not None:
+            try:
+                if self._embedded.ensure():
+                    self._log.warning("database_restarted")
+            except SetupError:
+                self._log.exception("database_not_restarted")
+
+    def _until_ready(self) -> None:
+        """Being bound is not being ready: only an answered request is."""
+        deadline = time.monotonic() + _READY_WITHIN_S
+        while not self._stopping and not answers(address(self._listener), "/readyz"):
+            if any(worker.poll() is not None for worker in self._workers):
+                raise SetupError("A worker ended while starting; what it printed above says why.")
+            if time.monotonic() > deadline:
+                raise SetupError(f"The service did not become ready within {_READY_WITHIN_S} s.")
+            time.sleep(0.05)
+
+    def _end_workers(self) -> None:
+        for worker in self._workers:
+            worker.terminate()
+        deadline = time.monotonic() + self._settings.stop_s + 2
+        for worker in self._workers:
+            try:
+                worker.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                worker.kill()
+                worker.wait()
+
+
+def answers(base: str, path: str) -> bool:
+    """Whether a GET is answered with 200 within two seconds."""
+    connection = http.client.HTTPConnection(base.removeprefix("http://"), timeout=2)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+# -- a worker -------------------------------------------------------------------------------------------------------
+
+
+def work(orders: Orders) -> None:
+    """Serve until SIGTERM, or until the supervisor is gone."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != orders.parent:  # it died before the line above took hold
+        sys.exit(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor decides
+    log.configure(orders.settings.log_level)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(orders))
+
+
+async def _serve(orders: Orders) -> None:
+    from consent_service import app  # noqa: PLC0415 -- metrics look at the environment when they are imported
+
+    async with app.services(orders.settings, orders.database_url) as services:
+        config = uvicorn.Config(
+            app.build(services, workers=orders.settings.workers),
+            lifespan="off",
+            http="httptools",
+            ws="none",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=orders.settings.stop_s,
+        )
+        gc.collect()
+        gc.freeze()  # what is loaded now stays; collecting it again and again costs latency
+        await uvicorn.Server(config).serve([socket.socket(fileno=orders.socket)])
+
+
+if __name__ == "__main__":
+    try:
+        work(msgspec.json.decode(os.environ.pop(ORDERS), type=Orders))
+    except ConsentError as error:
+        print(error, file=sys.stderr)  # noqa: T201 -- the operator's terminal
+        sys.exit(2)

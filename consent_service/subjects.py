@@ -1,0 +1,65 @@
+"""Subjects and their identifiers: who is meant, and how the service finds them without keeping names in keys."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import unicodedata
+from collections.abc import Iterator
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from consent_service.errors import FieldError
+
+MAX_ID = 256
+
+
+class Subject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`{"type": "<namespace>", "id": "…"}`: one identifier by which some system knows a person."""
+
+    type: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]*$", max_length=32, examples=["device", "login", "email"])]
+    id: Annotated[str, Meta(min_length=1, max_length=MAX_ID, examples=["d-7f3a"])]
+
+
+class Hasher:
+    """Keyed hashes of one ledger: the same value gives the same 16 bytes, and nothing leads back without the secret."""
+
+    def __init__(self, secret: bytes, log_id: int) -> None:
+        self._key = hmac.digest(secret, b"ca/v1 identifiers %d" % log_id, "sha256")
+
+    def identifier(self, subject: Subject) -> bytes:
+        """What an identifier is looked up by."""
+        return self._hash(b"identifier", f"{subject.type}\0{subject.id}")
+
+    def contact(self, value: str) -> bytes:
+        """What a contact is looked up by."""
+        return self._hash(b"contact", normal_contact(value))
+
+    def idempotency_key(self, value: str) -> bytes:
+        """Callers put order numbers and names into their keys: those are kept as hashes too."""
+        return self._hash(b"idempotency", value)
+
+    def _hash(self, kind: bytes, value: str) -> bytes:
+        return hmac.digest(self._key, kind + b"\0" + value.encode(), hashlib.sha256)[:16]
+
+
+def normal_contact(value: str) -> str:
+    """One spelling per address: e-mail addresses without letter case, telephone numbers without punctuation."""
+    if "@" in value:
+        return value.strip().casefold()
+    digits = value.translate({ord(mark): None for mark in " -/().\u00a0"})
+    return digits if digits.lstrip("+").isdigit() else value.strip()
+
+
+def id_errors(value: str, pointer: str) -> Iterator[FieldError]:
+    """Why a string cannot name anybody: look-alikes and invisible marks would let two ids be taken for one."""
+    if value.isascii() and value.isprintable() and value.strip() == value:
+        return
+    if not unicodedata.is_normalized("NFC", value):
+        yield FieldError(pointer, "is not in Unicode normal form C; normalise it before sending")
+    if any(unicodedata.category(char) in ("Cc", "Cf", "Cs") for char in value) or "\ufffd" in value:
+        yield FieldError(pointer, "has control, format or replacement characters; send the id without them")
+    if value.strip() != value:
+        yield FieldError(pointer, "begins or ends with white space; send the id without it")

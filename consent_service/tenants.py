@@ -1,0 +1,98 @@
+"""Tenants: a controller with its ledger, its policies and its keys."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import msgspec
+
+from consent_service import db
+from consent_service.errors import Invalid, SetupError
+from consent_service.ledger import lock_head, read_head
+from consent_service.policies import Change, Policy, plan, store
+
+
+class LogId(msgspec.Struct, frozen=True):
+    """Which ledger a tenant owns."""
+
+    log_id: int
+
+
+class Plan(NamedTuple):
+    """What applying a policy would change."""
+
+    version: int
+    """Of the policy in force; 0 before the first."""
+    changes: list[Change]
+    subjects: dict[str, int]
+    """Identifiers with a record, by purpose that a change touches."""
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs."""
+        return {"version": self.version, "changes": self.changes, "subjects": self.subjects}
+
+    def as_text(self) -> str:
+        """For people."""
+        if not self.changes:
+            return f"Nothing changes; version {self.version} is in force."
+        return "\n".join(f"{change.text}{self._touched(change)}" for change in self.changes)
+
+    def _touched(self, change: Change) -> str:
+        count = sum(self.subjects.get(purpose, 0) for purpose in change.purposes)
+        return f" — {count} subjects have a record" if change.purposes and self.version else ""
+
+
+_ADD = db.one("ledger", "add_tenant", LogId)
+_READ = db.one("ledger", "read_tenant", LogId)
+
+
+async def find(connection: db.Connection, slug: str) -> int | None:
+    """The ledger of a tenant, None where there is no such tenant."""
+    row = await _READ(connection, slug)
+    return None if row is None else row.log_id
+
+
+async def ensure(connection: db.Connection, slug: str) -> int:
+    """The ledger of a tenant, made where it is missing."""
+    for _ in range(5):  # two starters may pick the same new number; one of them looks again
+        found = await find(connection, slug)
+        if found is not None:
+            return found
+        try:
+            made = await _ADD(connection, slug)
+        except db.COLLISION:
+            continue
+        if made is not None:
+            return made.log_id
+    raise SetupError(f"The tenant `{slug}` could not be made. Start again.")
+
+
+def first_plan(new: Policy) -> Plan:
+    """What applying the first policy of a tenant would do."""
+    return Plan(0, plan(None, new), {})
+
+
+async def plan_policy(connection: db.Connection, log_id: int, policies: store.Policies, new: Policy) -> Plan:
+    """What applying `new` would change, and how many identifiers it touches."""
+    head = await read_head(connection, log_id)
+    old = await policies.get(connection, log_id, head.policy) if head.policy else None
+    changes = plan(old, new)
+    touched = sorted({purpose for change in changes for purpose in change.purposes})
+    return Plan(head.policy, changes, dict(await store.count_subjects(connection, log_id, touched)))
+
+
+async def apply_policy(connection: db.Connection, log_id: int, policies: store.Policies, new: Policy) -> Plan:
+    """Put a policy into force; changes nothing where it is in force already.
+
+    Raises:
+        Invalid: it would change something that is published; names every such change.
+    """
+    async with connection.transaction():
+        head = await lock_head(connection, log_id)
+        result = await plan_policy(connection, log_id, policies, new)
+        if refused := [change for change in result.changes if change.refused]:
+            raise Invalid("\n".join(["The policy cannot be applied:", *(f"  {change.text}" for change in refused)]))
+        old = await policies.get(connection, log_id, head.policy) if head.policy else None
+        if old is None or old.hash != new.hash:
+            await store.activate(connection, log_id, head.policy + 1, new, head.now)
+    return result

@@ -1,0 +1,26 @@
+"""Build hook: the lock files are the only source of versions, also for ``pip install -e .``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hatchling.metadata.plugin.interface import MetadataHookInterface
+
+
+def pins(lock: Path) -> list[str]:
+    """The exact requirements (``name==version ; marker``) of a hashed lock file."""
+    lines = lock.read_text(encoding="utf-8").splitlines()
+    return [line.removesuffix("\\").strip() for line in lines if "==" in line and line[0].isalnum()]
+
+
+class LockedDependencies(MetadataHookInterface):
+    """Gives the wheel's metadata the versions of requirements.lock and requirements-test.lock."""
+
+    def update(self, metadata: dict[str, Any]) -> None:
+        root = Path(self.root)
+        core = pins(root / "requirements.lock")
+        metadata["dependencies"] = core
+        metadata["optional-dependencies"] = {
+            "test": [pin for pin in pins(root / "requirements-test.lock") if pin not in core]
+        }

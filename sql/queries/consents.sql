@@ -1,0 +1,54 @@
+-- The write path. All of it runs under the head's lock, in one transaction per batch.
+
+-- name: read_batch :many
+-- For each act of the batch, in its order: an answer already given under its key, and how many events its identifier has.
+SELECT k.body, k.answer, coalesce(i.events, 0) AS events
+FROM unnest($2::text[], $3::bytea[], $4::bytea[], $5::bytea[]) WITH ORDINALITY AS a (credential, device, key, identifier, n)
+LEFT JOIN idempotency k
+    ON k.log_id = $1 AND k.credential = a.credential AND k.device = a.device AND k.key = a.key
+LEFT JOIN identifier i ON i.log_id = $1 AND i.identifier = a.identifier
+ORDER BY a.n;
+
+-- name: read_states :many
+-- The rows that stand for the identifiers of the batch.
+SELECT identifier, purpose, channel, contact, recipient, slot, grade, status, occurred_at, recorded_at, expires_at,
+       notice, notice_version, language, method, event
+FROM consent_state
+WHERE log_id = $1 AND identifier = ANY($2::bytea[]);
+
+-- name: write_batch :exec
+-- Everything that a batch leaves behind, in one statement.
+WITH head AS (
+    UPDATE ledger_head SET size = size + cardinality($3::bigint[]), recorded_at = $2 WHERE log_id = $1
+), events AS (
+    INSERT INTO consent_event (log_id, recorded_at, idx, event, identifier, sequence, purposes, statuses, credential,
+                               grade, payload)
+    SELECT $1, $2, e.idx, e.event, e.identifier, e.sequence, string_to_array(e.purposes, ','),
+           string_to_array(e.statuses, ','), e.credential, e.grade, e.payload
+    FROM unnest($3::bigint[], $4::uuid[], $5::bytea[], $6::bigint[], $7::text[], $8::text[], $9::text[],
+                $10::smallint[], $11::bytea[])
+        AS e (idx, event, identifier, sequence, purposes, statuses, credential, grade, payload)
+), answers AS (
+    INSERT INTO idempotency (log_id, recorded_at, credential, device, key, body, event, answer)
+    SELECT $1, $2, a.credential, a.device, a.key, a.body, a.event, a.answer
+    FROM unnest($9::text[], $12::bytea[], $13::bytea[], $14::bytea[], $4::uuid[], $15::bytea[])
+        AS a (credential, device, key, body, event, answer)
+), identifiers AS (
+    INSERT INTO identifier (log_id, identifier, namespace, value, events)
+    SELECT $1, i.* FROM unnest($16::bytea[], $17::text[], $18::text[], $19::bigint[]) AS i
+    ON CONFLICT (log_id, identifier) DO UPDATE SET events = excluded.events
+), contacts AS (
+    INSERT INTO contact (log_id, contact, value)
+    SELECT $1, c.* FROM unnest($20::bytea[], $21::text[]) AS c
+    ON CONFLICT (log_id, contact) DO NOTHING
+)
+INSERT INTO consent_state AS s (log_id, recorded_at, identifier, purpose, channel, contact, recipient, slot, grade, status,
+                                occurred_at, expires_at, notice, notice_version, language, method, event)
+SELECT $1, $2, n.*
+FROM unnest($22::bytea[], $23::text[], $24::text[], $25::bytea[], $26::text[], $27::smallint[], $28::smallint[],
+            $29::text[], $30::timestamptz[], $31::timestamptz[], $32::text[], $33::int[], $34::text[], $35::text[],
+            $36::uuid[]) AS n
+ON CONFLICT (log_id, identifier, purpose, channel, contact, recipient, slot, grade) DO UPDATE
+SET status = excluded.status, occurred_at = excluded.occurred_at, recorded_at = excluded.recorded_at,
+    expires_at = excluded.expires_at, notice = excluded.notice, notice_version = excluded.notice_version,
+    language = excluded.language, method = excluded.method, event = excluded.event;

@@ -1,0 +1,4 @@
+-- The database itself.
+
+-- name: ping :exec
+SELECT 1;

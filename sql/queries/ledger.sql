@@ -1,0 +1,28 @@
+-- The head of a ledger. Whoever changes state, links, identifiers or keys locks it first, in a statement of its own:
+-- what is read afterwards then sees everything that was committed before.
+
+-- name: lock_head :one
+SELECT epoch, size, policy, frozen, greatest(recorded_at, clock_timestamp()) AS now
+FROM ledger_head
+WHERE log_id = $1
+FOR UPDATE;
+
+-- name: read_head :one
+SELECT epoch, size, policy, frozen, clock_timestamp() AS now
+FROM ledger_head
+WHERE log_id = $1;
+
+-- name: add_tenant :one
+-- A new tenant with its empty ledger; nothing where the slug is taken.
+WITH made AS (
+    INSERT INTO tenant (log_id, slug)
+    SELECT coalesce(max(log_id), 0) + 1, $1 FROM tenant
+    ON CONFLICT (slug) DO NOTHING
+    RETURNING log_id
+), head AS (
+    INSERT INTO ledger_head (log_id) SELECT log_id FROM made
+)
+SELECT log_id FROM made;
+
+-- name: read_tenant :one
+SELECT log_id FROM tenant WHERE slug = $1;
