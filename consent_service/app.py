@@ -103,9 +103,9 @@ class _Front:
         self._hot = {operation.id: handler for operation, handler in ROUTES.items() if operation in HOT}
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
-        operation: Operation = scope.get("state", {}).get("operation")
+        operation: Operation | None = scope.get("state", {}).get("operation")
         handler = None if operation is None else self._hot.get(operation.id)
-        if handler is None:
+        if operation is None or handler is None:
             await self._framework(scope, receive, send)
             return
         body = (await receive())["body"]

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import IntEnum
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 from uuid import UUID
 
 import msgspec
+
+from consent_service.subjects import Subject
 
 Status = Literal[
     "given", "refused", "withdrawn", "objected", "requested", "confirmed", "renewed", "restricted",
@@ -64,6 +66,10 @@ _CAUTION: dict[str, int] = {
 }  # fmt: skip
 
 
+StateKey = tuple[str, str, bytes, str, int, int]
+"""What a row is unique by within one identifier: purpose, channel, contact, recipient, slot, grade."""
+
+
 class State(msgspec.Struct, frozen=True):
     """One row of `consent_state`, in the order of its columns."""
 
@@ -84,14 +90,15 @@ class State(msgspec.Struct, frozen=True):
     recorded_at: datetime
     expires_at: datetime | None
     """End of a grant as promised when it was given."""
-    notice: str | None
-    notice_version: int | None
-    language: str | None
-    method: str | None
+    notice: str
+    """The notice that was shown; "", 0 and "" where none was."""
+    notice_version: int
+    language: str
+    method: str
     event: UUID
 
     @property
-    def key(self) -> tuple[str, str, bytes, str, int, int]:
+    def key(self) -> StateKey:
         """What the row is unique by, within one identifier."""
         return (self.purpose, self.channel, self.contact, self.recipient, self.slot, self.grade)
 
@@ -101,7 +108,7 @@ class State(msgspec.Struct, frozen=True):
         return (self.occurred_at, _CAUTION[self.status], self.event)
 
 
-Standing = dict[tuple[str, str, bytes, str, int, int], State]
+Standing = dict[StateKey, State]
 """The rows that stand for one identifier, by key."""
 
 
@@ -112,3 +119,44 @@ def fold(standing: Standing, state: State) -> bool:
         return False
     standing[state.key] = state
     return True
+
+
+# -- the event: what was recorded, as history and proofs show it ----------------------------------------------------
+
+
+class EventRecord(msgspec.Struct, frozen=True):
+    """One record of an act."""
+
+    purpose: str
+    status: Status
+    channel: str | None
+    contact: str | None
+    recipient: str | None
+    occurred_at: datetime
+
+
+class EventNotice(msgspec.Struct, frozen=True):
+    """The notice that the person was shown."""
+
+    id: str
+    version: int
+    language: str
+    hash: str | None
+    """SHA-256 (hex) of the notice's canonical JSON, prose included."""
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """One act of a person, whole; its canonical JSON is the payload that the ledger commits to."""
+
+    event: UUID
+    recorded_at: datetime
+    subject: Subject
+    records: list[EventRecord]
+    notice: EventNotice | None
+    method: str | None
+    evidence: dict[str, Any] | None
+    grade: str
+    credential: str
+    """Who reported it."""
+    policy: int
+    """Version of the policy in force."""

@@ -39,6 +39,7 @@ NAMESPACES = pytest.mark.skipif(
     os.geteuid() != 0 or embedded._refusal(embedded._Identity(namespace=True)) != "",
     reason="only root, and only where namespaces are allowed",
 )
+WITH_AND_WITHOUT_NAME = pytest.mark.parametrize("uid", [65534, pytest.param(NAMELESS, marks=NAMESPACES)])
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
 
@@ -370,7 +371,7 @@ def test_it_says_who_made_a_cluster_that_the_programs_do_not_fit(user):
 
 
 @AS_ROOT
-@pytest.mark.parametrize("uid", [65534, NAMELESS])
+@WITH_AND_WITHOUT_NAME
 def test_an_ordinary_user_gets_a_server_too(place, uid):
     os.chown(place, uid, uid)
     url, owner = run(USE, place / "data", uid=uid).splitlines()
@@ -382,11 +383,11 @@ def test_an_ordinary_user_gets_a_server_too(place, uid):
 @AS_ROOT
 def test_an_ordinary_user_is_told_when_the_folder_is_not_theirs(user, place):
     user().start()
-    assert "--data" in run(USE, place / "data", uid=65534)
+    assert "--data" in run(USE, place / "data", uid=NAMELESS)
 
 
 @AS_ROOT
-@pytest.mark.parametrize("uid", [65534, NAMELESS])
+@WITH_AND_WITHOUT_NAME
 def test_root_runs_it_as_the_owner_of_the_folder(user, place, uid):
     data = place / "data"
     data.mkdir()
@@ -394,6 +395,16 @@ def test_root_runs_it_as_the_owner_of_the_folder(user, place, uid):
     user().start()
     assert Path(f"/proc/{postmaster(data)}").stat().st_uid == uid
     assert {path.stat().st_uid for path in data.rglob("*")} == {uid}
+
+
+@AS_ROOT
+def test_without_a_namespace_a_user_who_has_no_name_is_told(place):
+    (place / "data").mkdir()
+    os.chown(place / "data", NAMELESS, NAMELESS)
+    told = run_refused(USE, place / "data")
+    assert told.startswith("told:")
+    assert "/etc/passwd" in told
+    assert "DATABASE_URL" in told
 
 
 @NAMESPACES

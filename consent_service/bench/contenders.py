@@ -58,7 +58,7 @@ def plain(pool: db.Pool) -> Litestar:
     return Litestar([record], openapi_config=None, logging_config=None)
 
 
-async def bare(scope: dict[str, Any], receive: Any, send: Any) -> None:
+async def bare(_scope: dict[str, Any], receive: Any, send: Any) -> None:
     """The JSON work of a check and nothing else."""
     message = await receive()
     check = decode.body(message["body"], Check)

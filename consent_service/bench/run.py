@@ -80,13 +80,15 @@ class Report(msgspec.Struct, frozen=True):
 
 def table(report: Report) -> str:
     """The report for people, as Markdown."""
+    columns = ("requests_per_s", "cpu_s", "service_cpu_s", "database_cpu_s", "p50_ms", "p95_ms", "p99_ms")
     rows = [
-        f"| {line.job} | {line.contender} | {line.connections} | {line.requests_per_s:,.0f} | {line.cpu_s:.3f} | "
-        f"{line.service_cpu_s:.3f} | {line.database_cpu_s:.3f} | {line.p50_ms:.1f} | {line.p95_ms:.1f} | {line.p99_ms:.1f} |"
+        f"| {line.job} | {line.contender} | {line.connections} | "
+        + " | ".join(f"{getattr(line, column):,.3g}" for column in columns)
+        + " |"
         for line in report.lines
     ]
     return "\n".join((
-        "| job | contender | connections | requests/s | CPU s per 1,000 | service | database | p50 ms | p95 ms | p99 ms |",
+        "| job | contender | connections | requests/s | CPU s per 1,000 | of service | of database | p50 ms | p95 | p99 |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
         *rows,
         "",
@@ -191,8 +193,8 @@ class _Bench:
         for turn in range(ROUNDS):
             for connections in CONNECTIONS:
                 for job, pair in (("record", ("service", "plain")), ("check", ("service", "bare"))):
-                    for contender in pair if turn % 2 == 0 else pair[::-1]:
-                        runs.append(self._run(job, contender, connections, turn, SECONDS))
+                    order = pair if turn % 2 == 0 else pair[::-1]
+                    runs += [self._run(job, contender, connections, turn, SECONDS) for contender in order]
         return runs
 
     def _run(self, job: str, contender: str, connections: int, turn: int, seconds: float) -> Measure:
@@ -241,7 +243,7 @@ def _cpu(process: psutil.Process) -> float:
         with contextlib.suppress(psutil.NoSuchProcess):
             times = child.cpu_times()
             children += times.user + times.system
-    return own.user + own.system + own.children_user + own.children_system + children
+    return float(own.user + own.system + own.children_user + own.children_system + children)
 
 
 def _measure(

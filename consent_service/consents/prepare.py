@@ -154,7 +154,7 @@ class Preparation:
         if record.status in _WITH_NOTICE and self.notice is not None and purpose.id not in self.notice.purposes:
             yield FieldError(
                 f"{pointer}/purpose",
-                f"is not presented by notice `{self.notice.id}` version {self.notice.version}; name the one that was shown",
+                f"is not presented by notice `{self.notice.id}` version {self.notice.version}; name what was shown",
             )
         if record.occurred_at is not None:
             moment = self._utc(record.occurred_at)

@@ -12,7 +12,7 @@ import msgspec
 from consent_service import clock, db, decode, ids
 from consent_service.auth import Credential
 from consent_service.consents.answer import recorded
-from consent_service.consents.model import ConsentBody
+from consent_service.consents.model import ConsentBody, Shown
 from consent_service.consents.prepare import (
     WITHOUT_KEY,
     Act,
@@ -27,7 +27,18 @@ from consent_service.errors import ConsentError, FieldError, Forbidden, Invalid,
 from consent_service.ledger import Batcher, Head, Revision, lock_head, read_head
 from consent_service.policies import GRADES, Policy
 from consent_service.policies.store import Policies
-from consent_service.states import RESTRICTIVE, SLOT, Slot, Standing, State, fold
+from consent_service.states import (
+    RESTRICTIVE,
+    SLOT,
+    Event,
+    EventNotice,
+    EventRecord,
+    Slot,
+    Standing,
+    State,
+    StateKey,
+    fold,
+)
 from consent_service.subjects import Hasher, Subject, normal_contact
 
 
@@ -178,7 +189,7 @@ class _Ledger:
                 connection, log_id, [a.credential for a in acts], [a.device for a in acts], [a.key for a in acts],
                 [a.identifier for a in acts],
             )  # fmt: skip
-            batch = _Batch(head, self.hasher)
+            batch = _Batch(head)
             returning = {act.identifier for act, row in zip(acts, known, strict=True) if row.events}
             if returning:
                 batch.load(await _READ_STATES(connection, log_id, list(returning)))
@@ -191,14 +202,14 @@ class _Ledger:
 class _Batch:
     """What one transaction writes, gathered act by act. Runs under the head's lock."""
 
-    def __init__(self, head: Head, hasher: Hasher) -> None:
+    def __init__(self, head: Head) -> None:
         self.head = head
-        self.hasher = hasher
         self.standing: dict[bytes, Standing] = {}
-        self.sequences: dict[bytes, int] = {}
-        self.subjects: dict[bytes, Subject] = {}
+        self.identifiers: dict[bytes, tuple[Subject, int]] = {}
+        """By identifier: the subject and how many events it has now."""
         self.contacts: dict[bytes, str] = {}
-        self.changed: dict[tuple[bytes, Any], State] = {}
+        self.changed: dict[tuple[bytes, StateKey], tuple[int, State]] = {}
+        """The rows to write, each with its event's place in `events`."""
         self.answered: dict[tuple[str, bytes, bytes], tuple[bytes, bytes]] = {}
         self.events: list[tuple[Any, ...]] = []
 
@@ -223,106 +234,94 @@ class _Batch:
 
     def _write(self, act: Act, events_before: int) -> bytes:
         event, now = ids.event_id(), self.head.now
-        sequence = self.sequences.get(act.identifier, events_before) + 1
-        self.sequences[act.identifier] = sequence
-        self.subjects[act.identifier] = act.subject
+        sequence = self.identifiers.get(act.identifier, (act.subject, events_before))[1] + 1
+        self.identifiers[act.identifier] = act.subject, sequence
         standing = self.standing.setdefault(act.identifier, {})
         records = [self._settle(act, record, standing) for record in act.records]
         for record in records:
             state = _state(act, record, event, now)
             if fold(standing, state):
-                self.changed[act.identifier, state.key] = state
+                self.changed[act.identifier, state.key] = len(self.events) + 1, state
             if record.contact_value is not None:
                 self.contacts[record.contact] = normal_contact(record.contact_value)
         revision = Revision(self.head.epoch, self.head.size + len(self.events) + 1)
         answer = _ANSWER.encode(recorded(act, records, list(standing.values()), event, revision, now))
+        shown = act.notice or _NO_NOTICE
         self.events.append((
-            revision.size - 1, event, act.identifier, sequence, ",".join(r.purpose for r in records),
-            ",".join(r.status for r in records), act.credential, act.grade, _payload(act, records, event, now),
-            act.device, act.key, act.body_hash, answer,
+            revision.size - 1, event, act.identifier, sequence, ",".join([r.purpose for r in records]),
+            ",".join([r.status for r in records]), act.credential, act.grade, _payload(act, records, event, now),
+            act.device, act.key, act.body_hash, answer, shown.id, shown.version, shown.language, act.method or "",
         ))  # fmt: skip
         return answer
 
     def _settle(self, act: Act, record: Prepared, standing: Standing) -> Prepared:
-        """Times become ours where they are missing or ahead; a renewal needs something to renew."""
+        """A time ahead of ours becomes ours; a renewal needs something to renew."""
         now = self.head.now
-        record = record._replace(occurred_at=now if record.occurred_at is None else min(record.occurred_at, now))
+        if record.occurred_at is not None and record.occurred_at > now:
+            record = record._replace(occurred_at=now)
         if record.status == "renewed" and act.policy.purposes[record.purpose].double_opt_in:
-            confirmed = any(s.slot == Slot.GRANT and s.key[:4] == _state_key(record) for s in standing.values())
-            return record if confirmed else record._replace(status="requested")
+            where = (record.purpose, record.channel, record.contact, record.recipient)
+            if not any(state.slot == Slot.GRANT and state.key[:4] == where for state in standing.values()):
+                record = record._replace(status="requested")
         return record
 
-    def columns(self) -> Iterator[list[Any]]:
+    def columns(self) -> Iterator[Sequence[Any]]:
         """The arrays of `write_batch`, from its third parameter on."""
-        yield from (list(column) for column in zip(*self.events, strict=True))
-        yield list(self.sequences)
-        yield [self.subjects[identifier].type for identifier in self.sequences]
-        yield [self.subjects[identifier].id for identifier in self.sequences]
-        yield list(self.sequences.values())
+        yield from zip(*self.events, strict=True)
+        yield list(self.identifiers)
+        yield [subject.type for subject, _ in self.identifiers.values()]
+        yield [subject.id for subject, _ in self.identifiers.values()]
+        yield [sequence for _, sequence in self.identifiers.values()]
         yield list(self.contacts)
         yield list(self.contacts.values())
-        yield from _state_columns(list(self.changed.values()))
+        yield [place for place, _ in self.changed.values()]
+        states = [state for _, state in self.changed.values()]
+        yield [state.purpose for state in states]
+        yield [state.channel for state in states]
+        yield [state.contact for state in states]
+        yield [state.recipient for state in states]
+        yield [state.slot for state in states]
+        yield [state.status for state in states]
+        yield [state.occurred_at for state in states]
+        yield [state.expires_at for state in states]
 
 
-def _state_columns(states: list[State]) -> Iterator[list[Any]]:
-    for name in _STATE_COLUMNS:
-        yield [getattr(state, name) for state in states]
-
-
-_STATE_COLUMNS = tuple(name for name in State.__struct_fields__ if name != "recorded_at")
 _ANSWER = msgspec.json.Encoder()
 _PAYLOAD = msgspec.json.Encoder(order="sorted")
-
-
-def _state_key(record: Prepared) -> tuple[str, str, bytes, str]:
-    return record.purpose, record.channel, record.contact, record.recipient
+_NO_NOTICE = Shown("", 0, "")
 
 
 def _state(act: Act, record: Prepared, event: UUID, now: datetime) -> State:
     slot, occurred_at = SLOT[record.status], record.occurred_at or now
-    grant = slot is Slot.GRANT
-    valid_for = act.policy.purposes[record.purpose].valid_for if grant else None
+    valid_for = act.policy.purposes[record.purpose].valid_for if slot is Slot.GRANT else None
+    shown = act.notice or _NO_NOTICE
     return State(
-        identifier=act.identifier, purpose=record.purpose, channel=record.channel, contact=record.contact,
-        recipient=record.recipient, slot=slot, grade=act.grade, status=record.status, occurred_at=occurred_at,
-        recorded_at=now, expires_at=None if valid_for is None else valid_for.after(occurred_at),
-        notice=None if act.notice is None else act.notice.id,
-        notice_version=None if act.notice is None else act.notice.version,
-        language=None if act.notice is None else act.notice.language,
-        method=act.method, event=event,
+        act.identifier, record.purpose, record.channel, record.contact, record.recipient, slot, act.grade,
+        record.status, occurred_at, now, None if valid_for is None else valid_for.after(occurred_at),
+        shown.id, shown.version, shown.language, act.method or "", event,
     )  # fmt: skip
 
 
 def _payload(act: Act, records: list[Prepared], event: UUID, now: datetime) -> bytes:
     """The whole act as canonical JSON: what history shows and what a proof will be about."""
     return _PAYLOAD.encode(
-        {
-            "event": event,
-            "recorded_at": now,
-            "subject": act.subject,
-            "records": [
-                {
-                    "purpose": r.purpose,
-                    "status": r.status,
-                    "channel": r.channel or None,
-                    "contact": r.contact_value,
-                    "recipient": r.recipient or None,
-                    "occurred_at": r.occurred_at,
-                }
+        Event(
+            event=event,
+            recorded_at=now,
+            subject=act.subject,
+            records=[
+                EventRecord(
+                    r.purpose, r.status, r.channel or None, r.contact_value, r.recipient or None, r.occurred_at or now
+                )
                 for r in records
             ],
-            "notice": None
+            notice=None
             if act.notice is None
-            else {
-                "id": act.notice.id,
-                "version": act.notice.version,
-                "language": act.notice.language,
-                "hash": act.notice_hash,
-            },
-            "method": act.method,
-            "evidence": act.evidence,
-            "grade": GRADES[act.grade],
-            "credential": act.credential,
-            "policy": act.policy_version,
-        }
+            else EventNotice(act.notice.id, act.notice.version, act.notice.language, act.notice_hash),
+            method=act.method,
+            evidence=act.evidence,
+            grade=GRADES[act.grade],
+            credential=act.credential,
+            policy=act.policy_version,
+        )
     )

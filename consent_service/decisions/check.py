@@ -200,7 +200,7 @@ def _explain(policy: Policy, purpose: Purpose | None, states: list[State], decis
 
 def _explained(policy: Policy, state: State) -> ExplainedRecord:
     notice = None
-    if state.notice is not None and state.notice_version is not None:
+    if state.notice:
         text = policy.notices.get(state.notice, {}).get(state.notice_version)
         notice = ExplainedNotice(
             state.notice, state.notice_version, state.language, None if text is None else text.hash
@@ -215,7 +215,7 @@ def _explained(policy: Policy, state: State) -> ExplainedRecord:
         recorded_at=state.recorded_at,
         expires_at=state.expires_at,
         evidence_grade=GRADES[state.grade],
-        method=state.method,
+        method=state.method or None,
         notice=notice,
     )
 

@@ -248,7 +248,7 @@ class _Question:
             reason, until = "not_yet_valid", grant.occurred_at
         elif expiry is not None and expiry <= self.now:
             reason = "expired"
-        elif (grant.notice_version or 0) < self.purpose.required_notice.get(grant.notice or "", 0):
+        elif grant.notice_version < self.purpose.required_notice.get(grant.notice, 0):
             reason = "notice_outdated"
         elif grant.grade < GRADES.index(self.purpose.evidence):
             reason = "evidence_too_low"

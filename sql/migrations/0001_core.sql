@@ -101,10 +101,10 @@ CREATE TABLE consent_state (
     occurred_at    timestamptz NOT NULL,
     recorded_at    timestamptz NOT NULL,
     expires_at     timestamptz,
-    notice         text        COLLATE "C",
-    notice_version integer,
-    language       text        COLLATE "C",
-    method         text        COLLATE "C",
+    notice         text        COLLATE "C" NOT NULL, -- what was shown; '', 0, '' where nothing was
+    notice_version integer     NOT NULL,
+    language       text        COLLATE "C" NOT NULL,
+    method         text        COLLATE "C" NOT NULL,
     event          uuid        NOT NULL,
     PRIMARY KEY (log_id, identifier, purpose, channel, contact, recipient, slot, grade)
 ) WITH (fillfactor = 80);

@@ -17,37 +17,42 @@ FROM consent_state
 WHERE log_id = $1 AND identifier = ANY($2::bytea[]);
 
 -- name: write_batch :exec
--- Everything that a batch leaves behind, in one statement.
-WITH head AS (
+-- Everything that a batch leaves behind, in one statement. A state takes from its event (n) what they share.
+WITH events AS (
+    SELECT *
+    FROM unnest($3::bigint[], $4::uuid[], $5::bytea[], $6::bigint[], $7::text[], $8::text[], $9::text[],
+                $10::smallint[], $11::bytea[], $12::bytea[], $13::bytea[], $14::bytea[], $15::bytea[], $16::text[],
+                $17::int[], $18::text[], $19::text[]) WITH ORDINALITY
+        AS e (idx, event, identifier, sequence, purposes, statuses, credential, grade, payload, device, key, body,
+              answer, notice, notice_version, language, method, n)
+), head AS (
     UPDATE ledger_head SET size = size + cardinality($3::bigint[]), recorded_at = $2 WHERE log_id = $1
-), events AS (
+), history AS (
     INSERT INTO consent_event (log_id, recorded_at, idx, event, identifier, sequence, purposes, statuses, credential,
                                grade, payload)
-    SELECT $1, $2, e.idx, e.event, e.identifier, e.sequence, string_to_array(e.purposes, ','),
-           string_to_array(e.statuses, ','), e.credential, e.grade, e.payload
-    FROM unnest($3::bigint[], $4::uuid[], $5::bytea[], $6::bigint[], $7::text[], $8::text[], $9::text[],
-                $10::smallint[], $11::bytea[])
-        AS e (idx, event, identifier, sequence, purposes, statuses, credential, grade, payload)
+    SELECT $1, $2, idx, event, identifier, sequence, string_to_array(purposes, ','), string_to_array(statuses, ','),
+           credential, grade, payload
+    FROM events
 ), answers AS (
     INSERT INTO idempotency (log_id, recorded_at, credential, device, key, body, event, answer)
-    SELECT $1, $2, a.credential, a.device, a.key, a.body, a.event, a.answer
-    FROM unnest($9::text[], $12::bytea[], $13::bytea[], $14::bytea[], $4::uuid[], $15::bytea[])
-        AS a (credential, device, key, body, event, answer)
+    SELECT $1, $2, credential, device, key, body, event, answer FROM events
 ), identifiers AS (
     INSERT INTO identifier (log_id, identifier, namespace, value, events)
-    SELECT $1, i.* FROM unnest($16::bytea[], $17::text[], $18::text[], $19::bigint[]) AS i
+    SELECT $1, i.* FROM unnest($20::bytea[], $21::text[], $22::text[], $23::bigint[]) AS i
     ON CONFLICT (log_id, identifier) DO UPDATE SET events = excluded.events
 ), contacts AS (
     INSERT INTO contact (log_id, contact, value)
-    SELECT $1, c.* FROM unnest($20::bytea[], $21::text[]) AS c
+    SELECT $1, c.* FROM unnest($24::bytea[], $25::text[]) AS c
     ON CONFLICT (log_id, contact) DO NOTHING
 )
-INSERT INTO consent_state AS s (log_id, recorded_at, identifier, purpose, channel, contact, recipient, slot, grade, status,
-                                occurred_at, expires_at, notice, notice_version, language, method, event)
-SELECT $1, $2, n.*
-FROM unnest($22::bytea[], $23::text[], $24::text[], $25::bytea[], $26::text[], $27::smallint[], $28::smallint[],
-            $29::text[], $30::timestamptz[], $31::timestamptz[], $32::text[], $33::int[], $34::text[], $35::text[],
-            $36::uuid[]) AS n
+INSERT INTO consent_state (log_id, recorded_at, identifier, purpose, channel, contact, recipient, slot, grade, status,
+                           occurred_at, expires_at, notice, notice_version, language, method, event)
+SELECT $1, $2, e.identifier, s.purpose, s.channel, s.contact, s.recipient, s.slot, e.grade, s.status, s.occurred_at,
+       s.expires_at, e.notice, e.notice_version, e.language, e.method, e.event
+FROM unnest($26::bigint[], $27::text[], $28::text[], $29::bytea[], $30::text[], $31::smallint[], $32::text[],
+            $33::timestamptz[], $34::timestamptz[])
+    AS s (n, purpose, channel, contact, recipient, slot, status, occurred_at, expires_at)
+JOIN events e USING (n)
 ON CONFLICT (log_id, identifier, purpose, channel, contact, recipient, slot, grade) DO UPDATE
 SET status = excluded.status, occurred_at = excluded.occurred_at, recorded_at = excluded.recorded_at,
     expires_at = excluded.expires_at, notice = excluded.notice, notice_version = excluded.notice_version,
