@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -332,6 +333,14 @@ async def test_a_key_verified_a_moment_ago_is_not_asked_for_again(door):
     for _ in range(3):
         await ask(door.guard, "POST", "/v1/check", auth(), GOOD)
     assert door.keys.asked == ["sk_all"]
+
+
+async def test_a_key_that_is_too_long_is_not_looked_at(door):
+    await ask(door.guard, "POST", "/v1/check", auth("x" * 1_024), GOOD)
+    assert len(door.keys.asked) == 1
+    await ask(door.guard, "POST", "/v1/check", auth("x" * 1_025), GOOD)
+    await ask(door.guard, "GET", "/v1/notices/a?key=" + "x" * 1_025, NONE)
+    assert len(door.keys.asked) == 1
 
 
 async def test_a_client_that_leaves_gets_no_answer_and_reaches_nobody(door):
@@ -885,13 +894,20 @@ async def test_chunked_bodies(http):
         assert heard.endswith(b"<closed>")
 
 
-async def test_a_refusal_is_read_although_a_large_body_is_on_its_way(http):
+async def test_a_refusal_is_read_by_clients_that_send_everything_first(http):
+    def send_all_then_read(port: int, request: bytes) -> bytes:
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+            connection.sendall(request)
+            heard = b""
+            while chunk := connection.recv(65_536):
+                heard += chunk
+        return heard
+
     async with serving(http) as door:
-        heard = await talk(door.port, post(b" " * 900_000))
-        assert statuses(heard) == [413]
-        assert heard.endswith(b"<closed>")
-        heard = await talk(door.port, post(b" " * 900_000, "/v1/nothing"))
-        assert statuses(heard) == [404]
+        for path, status in (("/v1/check", 413), ("/v1/nothing", 404)):
+            heard = await asyncio.to_thread(send_all_then_read, door.port, post(b" " * 3_000_000, path))
+            assert statuses(heard) == [status]
+            assert b"connection: close" in heard
 
 
 async def test_a_small_refused_body_leaves_the_connection_open(http):
