@@ -34,16 +34,16 @@ def body(raw: bytes, kind: type[T]) -> T:
 
     Raises:
         Malformed: it is no JSON text (RFC 8259).
-        Invalid: it is JSON of another shape; names every field error.
+        Invalid: it is JSON of another shape; names every field error, and nothing that the caller sent.
     """
     try:
-        decoded: T = _decoder(cast("Any", kind)).decode(raw)
-    except msgspec.ValidationError:
-        errors = tuple(field_errors(msgspec.json.decode(raw), kind))
-        raise Invalid("Some fields cannot be accepted.", errors) from None
-    except msgspec.DecodeError as error:
-        raise Malformed(f"This is not JSON: {error}.") from None
-    except (UnicodeDecodeError, RecursionError):
+        try:
+            decoded: T = _decoder(cast("Any", kind)).decode(raw)
+        except msgspec.ValidationError:
+            tree = msgspec.json.decode(raw)  # may still be no JSON further on
+            errors = tuple(field_errors(tree, kind, echo=False))
+            raise Invalid("Some fields cannot be accepted.", errors) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise Malformed("This is not JSON in UTF-8 of reasonable depth.") from None
     return decoded
 
@@ -57,39 +57,47 @@ def convert(value: Any, kind: type[T], dec_hook: DecHook | None = None) -> T:
         raise Invalid("Some fields cannot be accepted.", errors) from None
 
 
-def field_errors(value: Any, kind: Any, dec_hook: DecHook | None = None, pointer: str = "") -> Iterator[FieldError]:
-    """Every reason why `value` is no `kind`, in the order of the document."""
+def field_errors(
+    value: Any, kind: Any, dec_hook: DecHook | None = None, pointer: str = "", *, echo: bool = True
+) -> Iterator[FieldError]:
+    """Every reason why `value` is no `kind`, in the order of the document.
+
+    `echo`: whether an unknown key is named. A caller's keys may be personal data; the operator's files are not.
+    """
     try:
         msgspec.convert(value, kind, strict=True, dec_hook=dec_hook)
     except msgspec.ValidationError as error:
-        inner = list(_inner_errors(value, _without_none(kind), dec_hook, pointer))
+        inner = list(_inner_errors(value, _without_none(kind), dec_hook, pointer, echo))
         yield from inner or [FieldError(pointer, _PATH.sub("", str(error)))]
 
 
-def _inner_errors(value: Any, kind: Any, dec_hook: DecHook | None, pointer: str) -> Iterator[FieldError]:
+def _inner_errors(value: Any, kind: Any, dec_hook: DecHook | None, pointer: str, echo: bool) -> Iterator[FieldError]:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Literal:
         yield FieldError(pointer, f"must be one of {', '.join(f'`{choice}`' for choice in args)}")
     elif isinstance(kind, type) and issubclass(kind, msgspec.Struct) and isinstance(value, dict):
-        yield from _struct_errors(value, kind, dec_hook, pointer)
+        yield from _struct_errors(value, kind, dec_hook, pointer, echo)
     elif origin in (list, tuple) and isinstance(value, list):
         for index, item in enumerate(value):
-            yield from field_errors(item, args[0], dec_hook, f"{pointer}/{index}")
+            yield from field_errors(item, args[0], dec_hook, f"{pointer}/{index}", echo=echo)
     elif origin is dict and isinstance(value, dict):
         for key, item in value.items():
-            yield from field_errors(item, args[1], dec_hook, f"{pointer}/{_escape(key)}")
+            yield from field_errors(item, args[1], dec_hook, f"{pointer}/{_escape(key)}", echo=echo)
 
 
 def _struct_errors(
-    value: dict[str, Any], kind: type[msgspec.Struct], dec_hook: DecHook | None, pointer: str
+    value: dict[str, Any], kind: type[msgspec.Struct], dec_hook: DecHook | None, pointer: str, echo: bool
 ) -> Iterator[FieldError]:
     fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
     if kind.__struct_config__.forbid_unknown_fields:
         for key in value.keys() - fields.keys():
-            yield FieldError(f"{pointer}/{_escape(key)}", unknown(list(fields), key, "is not known here"))
+            if echo:
+                yield FieldError(f"{pointer}/{_escape(key)}", unknown(list(fields), key, "is not known here"))
+            else:
+                yield FieldError(pointer, unknown(list(fields), key, "has a member that is not known here"))
     for name, field in fields.items():
         if name in value:
-            yield from field_errors(value[name], field.type, dec_hook, f"{pointer}/{name}")
+            yield from field_errors(value[name], field.type, dec_hook, f"{pointer}/{name}", echo=echo)
         elif field.required:
             yield FieldError(f"{pointer}/{name}", "is missing")
 

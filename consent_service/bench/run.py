@@ -88,7 +88,7 @@ def table(report: Report) -> str:
         for line in report.lines
     ]
     return "\n".join((
-        "| job | contender | connections | requests/s | CPU s per 1,000 | of service | of database | p50 ms | p95 | p99 |",
+        "| job | contender | connections | requests/s | CPU s/1,000 | service | database | p50 ms | p95 | p99 |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
         *rows,
         "",
@@ -243,7 +243,7 @@ def _cpu(process: psutil.Process) -> float:
         with contextlib.suppress(psutil.NoSuchProcess):
             times = child.cpu_times()
             children += times.user + times.system
-    return float(own.user + own.system + own.children_user + own.children_system + children)
+    return float(own.user + own.system + own.children_user + own.children_system) + children
 
 
 def _measure(
@@ -270,7 +270,7 @@ def _lines(runs: list[Measure]) -> list[Line]:
         group = [r for r in runs if (r.job, r.connections, r.contender) == (job, connections, contender)]
 
         def median(name: str, group: list[Measure] = group) -> float:
-            return round(statistics.median(getattr(run, name) for run in group), 4)
+            return round(float(statistics.median(getattr(run, name) for run in group)), 4)
 
         cpu = round(statistics.median(run.service_cpu_s + run.database_cpu_s for run in group), 4)
         names = ("requests_per_s", "service_cpu_s", "database_cpu_s", "p50_ms", "p95_ms", "p99_ms")

@@ -1,4 +1,4 @@
 -- The database itself.
 
 -- name: ping :exec
-SELECT 1;
+SELECT;

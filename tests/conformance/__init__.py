@@ -1,0 +1,1 @@
+"""Hostile input and published suites, against a real service."""
