@@ -217,6 +217,7 @@ async def _serve(orders: Orders) -> None:
             timeout_graceful_shutdown=orders.settings.stop_s,
         )
         gc.collect()
+        gc.set_threshold(20_000, 20, 50)  # requests leave few cycles behind
         gc.freeze()  # what is loaded now stays; collecting it again and again costs latency
         await uvicorn.Server(config).serve([socket.socket(fileno=orders.socket)])
 

@@ -9,8 +9,7 @@ the rows come out the same. What the rows *mean* together is for `decisions.deci
 from __future__ import annotations
 
 from datetime import datetime
-from enum import IntEnum
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 from uuid import UUID
 
 import msgspec
@@ -32,17 +31,17 @@ ANY = ""
 ALL_PURPOSES = "*"
 
 
-class Slot(IntEnum):
-    """What kind of statement a row makes."""
+class Slot:
+    """What kind of statement a row makes. Plain numbers: every check compares them many times."""
 
-    REQUEST = 0
-    GRANT = 1
-    BLOCK = 2
-    FACT = 3
-    RESTRICTION = 4
+    REQUEST: Final = 0
+    GRANT: Final = 1
+    BLOCK: Final = 2
+    FACT: Final = 3
+    RESTRICTION: Final = 4
 
 
-SLOT: dict[str, Slot] = {
+SLOT: dict[str, int] = {
     "requested": Slot.REQUEST,
     "given": Slot.GRANT,
     "confirmed": Slot.GRANT,
@@ -112,13 +111,14 @@ Standing = dict[StateKey, State]
 """The rows that stand for one identifier, by key."""
 
 
-def fold(standing: Standing, state: State) -> bool:
-    """Let a new row take its place among the standing ones; True if it does."""
-    other = standing.get(state.key)
+def fold(standing: Standing, state: State) -> StateKey | None:
+    """Let a new row take its place among the standing ones; its key if it does."""
+    key = state.key
+    other = standing.get(key)
     if other is not None and other.rank >= state.rank:
-        return False
-    standing[state.key] = state
-    return True
+        return None
+    standing[key] = state
+    return key
 
 
 # -- the event: what was recorded, as history and proofs show it ----------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from consent_service import decode
 from consent_service.auth import Credential
 from consent_service.consents.model import MAX_RECORDS, ConsentBody, Record, Shown
 from consent_service.errors import FieldError
-from consent_service.policies import GRADES, Method, Notice, Policy, Purpose, canonical
+from consent_service.policies import GRADES, Method, Notice, Policy, Purpose
 from consent_service.states import ALL_PURPOSES, ANY, GRANTS, RESTRICTIVE, SLOT, Slot, Status
 from consent_service.subjects import MAX_ID, Hasher, Subject, id_errors
 
@@ -94,14 +94,14 @@ class Preparation:
             return None
         versions = self.policy.notices.get(shown.id)
         if versions is None:
-            known = ", ".join(f"`{name}`" for name in sorted(self.policy.notices))
+            known = _listed(sorted(self.policy.notices))
             self.errors.append(FieldError("/notice/id", f"is no notice of this policy; known are {known}"))
             return None
         notice = versions.get(shown.version)
         if notice is None:
             self.errors.append(FieldError("/notice/version", f"was never published; the newest is {max(versions)}"))
         elif shown.language not in notice.text:
-            known = ", ".join(f"`{language}`" for language in sorted(notice.text))
+            known = _listed(sorted(notice.text))
             self.errors.append(FieldError("/notice/language", f"is none of this notice's languages: {known}"))
         return notice
 
@@ -182,7 +182,7 @@ class Preparation:
 def _status_error(status: Status, purpose: Purpose) -> str | None:
     """Which statuses a purpose's basis knows."""
     slot = SLOT[status]
-    if slot is Slot.FACT and purpose.legal_basis == "consent":
+    if slot == Slot.FACT and purpose.legal_basis == "consent":
         return f"`{status}` is for purposes on another basis; `{purpose.id}` rests on consent"
     if slot in (Slot.GRANT, Slot.REQUEST) and not (purpose.needs_consent or purpose.objectable):
         return f"`{status}` is for consent; `{purpose.id}` rests on {purpose.legal_basis}: record `applies`"
@@ -191,19 +191,22 @@ def _status_error(status: Status, purpose: Purpose) -> str | None:
 
 def _scope_errors(record: Record, purpose: Purpose, pointer: str) -> Iterator[FieldError]:
     """Channel, contact and recipient of a record that must stay within its purpose."""
-    channels = ", ".join(f"`{channel}`" for channel in purpose.channels)
     consent = record.status in _WITH_NOTICE
     if record.channel is not None and record.channel not in purpose.channels:
-        yield FieldError(f"{pointer}/channel", f"is no channel of `{purpose.id}`; it has {channels}")
+        yield FieldError(f"{pointer}/channel", f"is no channel of `{purpose.id}`; it has {_listed(purpose.channels)}")
     elif record.channel is None and len(purpose.channels) > 1 and consent:
-        yield FieldError(f"{pointer}/channel", f"is missing; `{purpose.id}` has {channels}")
+        yield FieldError(f"{pointer}/channel", f"is missing; `{purpose.id}` has {_listed(purpose.channels)}")
     if record.contact is not None and purpose.contact == "none":
         yield FieldError(f"{pointer}/contact", f"`{purpose.id}` holds for no contact; leave it out")
     elif record.contact is None and purpose.contact == "required" and consent:
         yield FieldError(f"{pointer}/contact", f"is missing; `{purpose.id}` holds for one address or number")
     if record.recipient is not None and all(record.recipient != known.id for known in purpose.recipients):
-        known = ", ".join(f"`{recipient.id}`" for recipient in purpose.recipients) or "none"
+        known = _listed([recipient.id for recipient in purpose.recipients]) or "none"
         yield FieldError(f"{pointer}/recipient", f"is no recipient of `{purpose.id}`; it has {known}")
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def salvage(raw: bytes) -> ConsentBody | None:
@@ -243,6 +246,10 @@ def idempotency_key(in_body: str | None, in_header: str | None) -> tuple[str | N
     return in_header if in_header is not None else in_body, []
 
 
+_SAID = msgspec.json.Encoder(order="sorted")
+
+
 def body_hash(body: ConsentBody) -> bytes:
     """What makes two calls the same: everything but the key itself."""
-    return hashlib.sha256(canonical(msgspec.structs.replace(body, id=None))).digest()
+    said = (body.subject, body.records, body.notice, body.method, body.evidence)
+    return hashlib.sha256(_SAID.encode(said)).digest()

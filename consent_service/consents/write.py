@@ -24,7 +24,7 @@ from consent_service.consents.prepare import (
     salvage,
 )
 from consent_service.errors import ConsentError, FieldError, Forbidden, Invalid, KeyMissing, KeyReused
-from consent_service.ledger import Batcher, Head, Revision, lock_head, read_head
+from consent_service.ledger import Batcher, Head, Revision, group_commit, lock_head, read_head
 from consent_service.policies import GRADES, Policy
 from consent_service.policies.store import Policies
 from consent_service.states import (
@@ -108,7 +108,7 @@ class _Ledger:
         self.hasher = hasher
         self.log_id = log_id
         self.version: int | None = None
-        self.batcher: Batcher[Act, bytes] = Batcher(self.commit)
+        self.batcher: Batcher[Act, bytes] = Batcher(group_commit(self.commit))
 
     async def record(
         self, body: ConsentBody, credential: Credential, key: str | None, errors: tuple[FieldError, ...]
@@ -240,8 +240,8 @@ class _Batch:
         records = [self._settle(act, record, standing) for record in act.records]
         for record in records:
             state = _state(act, record, event, now)
-            if fold(standing, state):
-                self.changed[act.identifier, state.key] = len(self.events) + 1, state
+            if (key := fold(standing, state)) is not None:
+                self.changed[act.identifier, key] = len(self.events) + 1, state
             if record.contact_value is not None:
                 self.contacts[record.contact] = normal_contact(record.contact_value)
         revision = Revision(self.head.epoch, self.head.size + len(self.events) + 1)
@@ -293,7 +293,7 @@ _NO_NOTICE = Shown("", 0, "")
 
 def _state(act: Act, record: Prepared, event: UUID, now: datetime) -> State:
     slot, occurred_at = SLOT[record.status], record.occurred_at or now
-    valid_for = act.policy.purposes[record.purpose].valid_for if slot is Slot.GRANT else None
+    valid_for = act.policy.purposes[record.purpose].valid_for if slot == Slot.GRANT else None
     shown = act.notice or _NO_NOTICE
     return State(
         act.identifier, record.purpose, record.channel, record.contact, record.recipient, slot, act.grade,

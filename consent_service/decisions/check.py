@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
+from typing import NamedTuple
 
 import msgspec
 from msgspec import UNSET
@@ -28,13 +29,14 @@ from consent_service.decisions.model import (
     SubjectState,
 )
 from consent_service.errors import FieldError, Invalid, NotFound, RevisionAhead
-from consent_service.ledger import Head, Revision
+from consent_service.ledger import Batcher, Head, Revision
 from consent_service.policies import GRADES, Policy, Purpose
 from consent_service.policies.store import Policies
 from consent_service.states import ALL_PURPOSES, State
 from consent_service.subjects import Hasher, id_errors
 
 _PAUSE_EVERY = 256
+_PARALLEL = 2
 
 
 class ContactRow(msgspec.Struct, frozen=True):
@@ -59,6 +61,19 @@ _READ_HISTORY = db.many("decisions", "read_history", HistoryRow)
 _ENCODER = msgspec.json.Encoder()
 
 
+class Snapshot(NamedTuple):
+    """What one read found."""
+
+    head: Head
+    policy: Policy
+    states: dict[bytes, list[State]]
+    """By identifier; none where nothing stands."""
+
+    def of(self, identifier: bytes) -> list[State]:
+        """The rows of one identifier."""
+        return self.states.get(identifier, [])
+
+
 class Checker:
     """Answers checks of all tenants from the database."""
 
@@ -66,7 +81,7 @@ class Checker:
         self._pool = pool
         self._policies = policies
         self._secret = secret
-        self._hashers: dict[int, Hasher] = {}
+        self._ledgers: dict[int, _Ledger] = {}
 
     async def check(self, raw: bytes, credential: Credential) -> bytes:
         """Answer one check (`Check` to `Answer`).
@@ -76,32 +91,43 @@ class Checker:
             Invalid, Malformed, Unavailable: see there.
         """
         check = decode.body(raw, Check)
-        answers = await self._answer((check,), credential.log_id, lambda _: "")
-        return _ENCODER.encode(answers[0])
+        ledger = self._ledger(credential.log_id)
+        at_least = _validate((check,), lambda _: "")
+        identifier = ledger.hasher.identifier(check.subject)
+        snapshot = await ledger.reader.submit(identifier)
+        _demand(snapshot, at_least)
+        return _ENCODER.encode(_answer(snapshot, snapshot.of(identifier), check, ledger.hasher))
 
     async def checks(self, raw: bytes, credential: Credential) -> bytes:
         """Answer up to MAX_CHECKS checks in their order, all at one revision (`Checks` to `Decisions`)."""
         checks = decode.body(raw, Checks).checks
-        answers = await self._answer(checks, credential.log_id, "/checks/{}".format)
+        ledger = self._ledger(credential.log_id)
+        at_least = _validate(checks, "/checks/{}".format)
+        identifiers = [ledger.hasher.identifier(check.subject) for check in checks]
+        snapshot = await ledger.read(list(dict.fromkeys(identifiers)))
+        _demand(snapshot, at_least)
+        answers: list[Answer] = []
+        for index, (check, identifier) in enumerate(zip(checks, identifiers, strict=True), 1):
+            answers.append(_answer(snapshot, snapshot.of(identifier), check, ledger.hasher))
+            if index % _PAUSE_EVERY == 0:
+                await asyncio.sleep(0)  # a long batch must not hold up single checks
         return _ENCODER.encode(Decisions(answers))
 
     async def state(self, raw: bytes, credential: Credential) -> bytes:
         """Where a person stands on every purpose × channel (`SubjectBody` to `SubjectState`)."""
         body = decode.body(raw, SubjectBody)
-        hasher = self._hasher(credential.log_id)
-        async with db.connection(self._pool) as connection:
-            head, states = await self._read(connection, credential.log_id, [hasher.identifier(body.subject)])
-            policy = await self._policies.get(connection, credential.log_id, head.policy)
-            hashes = {state.contact for state in states if state.contact}
-            contacts = await _READ_CONTACTS(connection, credential.log_id, list(hashes)) if hashes else []
-        values = {row.contact: row.value for row in contacts}
-        found = list(_purpose_states(policy, states, values, head.now))
+        ledger = self._ledger(credential.log_id)
+        identifier = ledger.hasher.identifier(body.subject)
+        snapshot = await ledger.reader.submit(identifier)
+        head, states = snapshot.head, snapshot.of(identifier)
+        contacts = await ledger.contacts({state.contact for state in states if state.contact})
+        found = list(_purpose_states(snapshot.policy, states, contacts, head.now))
         return _ENCODER.encode(SubjectState(body.subject, str(head.revision), head.now, head.policy, found))
 
     async def history(self, raw: bytes, credential: Credential) -> bytes:
         """A page of a person's events (`HistoryBody` to `History`)."""
         body = decode.body(raw, HistoryBody)
-        identifier = self._hasher(credential.log_id).identifier(body.subject)
+        identifier = self._ledger(credential.log_id).hasher.identifier(body.subject)
         async with db.connection(self._pool) as connection:
             rows = await _READ_HISTORY(connection, credential.log_id, identifier, body.after, body.limit + 1)
         page = rows[: body.limit]
@@ -109,37 +135,51 @@ class Checker:
         events = [HistoryEvent(row.idx, row.sequence, msgspec.Raw(row.payload)) for row in page]
         return _ENCODER.encode(History(events, page[-1].sequence if more else None))
 
-    async def _answer(self, checks: Sequence[Check], log_id: int, pointer: Callable[[int], str]) -> list[Answer]:
-        """The answers in order, from one read."""
-        hasher = self._hasher(log_id)
-        at_least = _validate(checks, pointer)
-        identifiers = [hasher.identifier(check.subject) for check in checks]
+    def _ledger(self, log_id: int) -> _Ledger:
+        ledger = self._ledgers.get(log_id)
+        if ledger is None:
+            ledger = self._ledgers[log_id] = _Ledger(self._pool, self._policies, Hasher(self._secret, log_id), log_id)
+        return ledger
+
+
+class _Ledger:
+    """The reads of one tenant. Single checks that arrive together share one statement, begun after each of them."""
+
+    def __init__(self, pool: db.Pool, policies: Policies, hasher: Hasher, log_id: int) -> None:
+        self._pool = pool
+        self._policies = policies
+        self._log_id = log_id
+        self.hasher = hasher
+        self.reader: Batcher[bytes, Snapshot] = Batcher(self._read_batch, parallel=_PARALLEL)
+
+    async def read(self, identifiers: list[bytes]) -> Snapshot:
+        """The head, the policy in force and the rows that stand, in one statement."""
         async with db.connection(self._pool) as connection:
-            head, states = await self._read(connection, log_id, list(dict.fromkeys(identifiers)))
-            policy = await self._policies.get(connection, log_id, head.policy)
-        if at_least is not None and at_least > head.revision:
-            raise RevisionAhead
+            found = await _READ_SUBJECTS(connection, self._log_id, identifiers)
+            if found is None:
+                raise NotFound("There is no such tenant.")
+            head, states = found
+            policy = await self._policies.get(connection, self._log_id, head.policy)
         by_identifier: dict[bytes, list[State]] = {}
         for state in states:
             by_identifier.setdefault(state.identifier, []).append(state)
-        answers: list[Answer] = []
-        for index, (check, identifier) in enumerate(zip(checks, identifiers, strict=True)):
-            answers.append(_answer(policy, by_identifier.get(identifier, []), check, hasher, head))
-            if index % _PAUSE_EVERY == _PAUSE_EVERY - 1:
-                await asyncio.sleep(0)  # a long batch must not hold up single checks
-        return answers
+        return Snapshot(head, policy, by_identifier)
 
-    async def _read(self, connection: db.Connection, log_id: int, identifiers: list[bytes]) -> tuple[Head, list[State]]:
-        found = await _READ_SUBJECTS(connection, log_id, identifiers)
-        if found is None:
-            raise NotFound("There is no such tenant.")
-        return found
+    async def contacts(self, hashes: set[bytes]) -> dict[bytes, str]:
+        """The values of contacts by their keyed hashes."""
+        if not hashes:
+            return {}
+        async with db.connection(self._pool) as connection:
+            return {row.contact: row.value for row in await _READ_CONTACTS(connection, self._log_id, list(hashes))}
 
-    def _hasher(self, log_id: int) -> Hasher:
-        hasher = self._hashers.get(log_id)
-        if hasher is None:
-            hasher = self._hashers[log_id] = Hasher(self._secret, log_id)
-        return hasher
+    async def _read_batch(self, identifiers: Sequence[bytes]) -> Sequence[Snapshot]:
+        snapshot = await self.read(list(dict.fromkeys(identifiers)))
+        return [snapshot] * len(identifiers)
+
+
+def _demand(snapshot: Snapshot, at_least: Revision | None) -> None:
+    if at_least is not None and at_least > snapshot.head.revision:
+        raise RevisionAhead
 
 
 def _validate(checks: Sequence[Check], pointer: Callable[[int], str]) -> Revision | None:
@@ -162,7 +202,8 @@ def _validate(checks: Sequence[Check], pointer: Callable[[int], str]) -> Revisio
     return at_least
 
 
-def _answer(policy: Policy, states: list[State], check: Check, hasher: Hasher, head: Head) -> Answer:
+def _answer(snapshot: Snapshot, states: list[State], check: Check, hasher: Hasher) -> Answer:
+    head, policy = snapshot.head, snapshot.policy
     contact = None if check.contact is None else hasher.contact(check.contact)
     ask = Ask(check.purpose, check.channel, contact, check.recipient, check.context)
     decision = decide(policy, states, ask, head.now)

@@ -164,8 +164,10 @@ class _Question:
 
     def restriction(self) -> Decision | None:
         """Art. 18: only storage, legal claims, and consent given after it go on."""
-        latest = max(self.restrictions, key=_rank, default=None)
-        if latest is None or latest.status != "restricted" or self.purpose.runs_under_restriction:
+        if not self.restrictions:
+            return None
+        latest = max(self.restrictions, key=_rank)
+        if latest.status != "restricted" or self.purpose.runs_under_restriction:
             return None
         self.grants = [grant for grant in self.grants if grant.occurred_at > latest.occurred_at]
         consent = self._consent()
@@ -217,11 +219,12 @@ class _Question:
         best: Decision | None = None
         flaws: list[tuple[datetime, Decision]] = []
         for grant in covering:
-            flaw = self._flaw(grant)
+            expiry = self._expiry(grant)
+            flaw = self._flaw(grant, expiry)
             if flaw is not None:
                 flaws.append(flaw)
-            elif best is None or _later(self._expiry(grant), best.valid_until):
-                best = Decision(True, "consent", "consent", self._expiry(grant), grant)
+            elif best is None or _later(expiry, best.valid_until):
+                best = Decision(True, "consent", "consent", expiry, grant)
         return best or self._why_not(flaws, gap)
 
     def _covering(self) -> tuple[list[State], Reason | None]:
@@ -232,18 +235,17 @@ class _Question:
             by_contact = [g for g in self.grants if g.contact == contact or (not required and g.contact == b"")]
             if self.grants and not by_contact:
                 return [], "contact_not_covered"
-        elif required and len({g.contact for g in by_contact if self._flaw(g) is None}) > 1:
+        elif required and len({g.contact for g in by_contact if self._flaw(g, self._expiry(g)) is None}) > 1:
             return [], "contact_required"
         covering = [grant for grant in by_contact if grant.recipient in (ANY, self.ask.recipient)]
         return covering, "recipient_not_covered" if by_contact and not covering else None
 
-    def _flaw(self, grant: State) -> tuple[datetime, Decision] | None:
+    def _flaw(self, grant: State, expiry: datetime | None) -> tuple[datetime, Decision] | None:
         """Why a grant does not carry the processing, and since when; None when it does."""
-        if (block := self._outweighed(grant)) is not None:
+        if self.blocks and (block := self._outweighed(grant)) is not None:
             return block.occurred_at, _deny(_said(block), "withdrawal", block)
         reason: Reason | None = None
         until: datetime | None = None
-        expiry = self._expiry(grant)
         if grant.occurred_at > self.now:
             reason, until = "not_yet_valid", grant.occurred_at
         elif expiry is not None and expiry <= self.now:

@@ -1,10 +1,10 @@
-"""Group commit: while one transaction commits, the next batch gathers.
+"""Natural batching: while one batch is under way, the next one gathers. And the group commit that is built on it.
 
-A batch is committed by one call of `commit`, in one transaction. What goes wrong is told to the callers it concerns:
+What goes wrong with a commit is told to the callers it concerns:
 
 - an item that the database refuses (SQLSTATE class 22, 23) is found by halving the batch; the others still commit;
 - a serialisation failure or deadlock (class 40) is tried again;
-- a lost connection leaves the outcome unknown. The same batch is committed once more: `commit` takes the head's lock
+- a lost connection leaves the outcome unknown. The same batch is committed once more: the commit takes the head's lock
   and finds, by idempotency key, whatever had been committed before. Only if that fails too do callers hear of it.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 import asyncpg
 
@@ -22,41 +22,48 @@ from consent_service.errors import Invalid, Unavailable
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
+Work: TypeAlias = Callable[[Sequence[Item]], Awaitable[Sequence[Answer | Exception]]]
+"""Does a batch: an answer or an error for each item."""
 
 MAX_BATCH = 256
 _TRIES = 4
 _FIRST_PAUSE_S = 0.05
 
-Commit = Callable[[Sequence[Item]], Awaitable[Sequence[Answer | Exception]]]
-
 
 class Batcher(Generic[Item, Answer]):
-    """Commits items in the order they came, many at a time. One per process and ledger."""
+    """Does items in the order they came, many at a time, with at most `parallel` batches under way."""
 
-    def __init__(self, commit: Commit[Item, Answer]) -> None:
-        self._commit = commit
+    def __init__(self, work: Work[Item, Answer], *, parallel: int = 1) -> None:
+        self._work = work
+        self._parallel = parallel
         self._queue: deque[tuple[Item, asyncio.Future[Answer]]] = deque()
-        self._worker: asyncio.Task[None] | None = None
+        self._running: set[asyncio.Task[None]] = set()
 
     async def submit(self, item: Item) -> Answer:
-        """Wait until the item is committed; the caller's going away does not undo it."""
+        """Wait until a batch that begins after this call has done the item; going away does not undo it."""
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._queue.append((item, future))
-        if self._worker is None or self._worker.done():
-            self._worker = asyncio.create_task(self._work())
+        if len(self._running) < self._parallel:
+            task = asyncio.create_task(self._run())
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
         return await future
 
     async def close(self) -> None:
-        """Wait until everything queued is committed."""
-        if self._worker is not None:
-            await self._worker
+        """Wait until everything queued is done."""
+        while self._running:
+            await asyncio.wait(self._running)
 
-    async def _work(self) -> None:
+    async def _run(self) -> None:
+        # One turn of the loop lets requests that arrived together share a batch.
+        await asyncio.sleep(0)
         while self._queue:
-            # One turn of the loop lets requests that arrived together share the commit.
-            await asyncio.sleep(0)
             batch = [self._queue.popleft() for _ in range(min(MAX_BATCH, len(self._queue)))]
-            answers = await self._settle([item for item, _ in batch])
+            answers: Sequence[Answer | Exception]
+            try:
+                answers = await self._work([item for item, _ in batch])
+            except Exception as error:  # noqa: BLE001 -- whatever it is, the callers must hear of it
+                answers = [error] * len(batch)
             for (_, future), answer in zip(batch, answers, strict=True):
                 if future.done():  # the caller has gone
                     continue
@@ -65,20 +72,23 @@ class Batcher(Generic[Item, Answer]):
                 else:
                     future.set_result(answer)
 
-    async def _settle(self, items: Sequence[Item]) -> Sequence[Answer | Exception]:
-        """An answer or an error for each item; never raises."""
+
+def group_commit(commit: Work[Item, Answer]) -> Work[Item, Answer]:
+    """The work of a batcher whose `commit` writes a batch in one transaction."""
+
+    async def settle(items: Sequence[Item]) -> Sequence[Answer | Exception]:
         for attempt in range(_TRIES):
             try:
-                return await self._commit(items)
+                return await commit(items)
             except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) as error:
                 if len(items) == 1:
                     refused = Invalid("The database refuses this record.")
                     refused.__cause__ = error
                     return [refused]
                 middle = len(items) // 2
-                return [*await self._settle(items[:middle]), *await self._settle(items[middle:])]
+                return [*await settle(items[:middle]), *await settle(items[middle:])]
             except (*db.LOST, asyncpg.TransactionRollbackError, Unavailable):
                 await asyncio.sleep(_FIRST_PAUSE_S * 4**attempt)
-            except Exception as error:  # noqa: BLE001 -- whatever it is, the callers must hear of it
-                return [error] * len(items)
         return [Unavailable()] * len(items)
+
+    return settle

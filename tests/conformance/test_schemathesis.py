@@ -1,0 +1,105 @@
+"""The OpenAPI file against the service that it describes: schemathesis with all checks on, the same cases in every run.
+
+What it cannot know stands in schemathesis.toml: which operations refuse bodies that fit their schema, and why.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from consent_service import app, demo, openapi
+from consent_service.guard import Operation
+
+from .conftest import Live, Service
+
+EXAMPLES = Path(__file__).parents[2] / "openapi" / "examples"
+CONFIG = Path(__file__).with_name("schemathesis.toml")
+_RUN_S = 240
+
+
+def examples() -> dict[str, dict[str, Any]]:
+    """By operation: a body that the demo's tenant accepts."""
+    return {file.stem: json.loads(file.read_bytes()) for file in sorted(EXAMPLES.glob("*.json"))}
+
+
+def key_of(operation: Operation, service: Service) -> str:
+    """A key of the demo with a scope of the operation."""
+    scopes = operation.scopes or frozenset()
+    fitting = [name for name, (_, held) in demo.KEYS.items() if not scopes.isdisjoint(held)]
+    return service.keys["service" if "service" in fitting else fitting[0]]
+
+
+async def test_what_is_served_is_what_the_code_describes(live: Live) -> None:
+    assert (await live.http.get("/openapi.json")).content == openapi.document(app.OPERATIONS)
+
+
+async def test_the_examples_are_accepted_by_every_operation(live: Live) -> None:
+    found, statuses = examples(), {}
+    for operation in app.OPERATIONS:
+        headers = {} if operation.public else {"Authorization": f"Bearer {key_of(operation, live.service)}"}
+        body = None if operation.body is None else found[operation.id]
+        answer = await live.http.request(operation.method, operation.path, json=body, headers=headers)
+        statuses[operation.id] = answer.status_code
+    assert statuses == {operation.id: operation.status for operation in app.OPERATIONS}
+    assert found.keys() == {operation.id for operation in app.OPERATIONS if operation.body is not None}
+    assert (await live.post("/v1/check", found["check"])).json()["allow"]
+
+
+@pytest.fixture(scope="module")
+def described(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The description with a seeded example for every body."""
+    document, found = json.loads(openapi.document(app.OPERATIONS)), examples()
+    for path in document["paths"].values():
+        for operation in path.values():
+            if "requestBody" in operation:
+                media = operation["requestBody"]["content"]["application/json"]
+                media["examples"] = {"seeded": {"value": found[operation["operationId"]]}}
+    file = tmp_path_factory.mktemp("described") / "openapi.json"
+    file.write_text(json.dumps(document), encoding="utf-8")
+    return file
+
+
+def run(service: Service, described: Path, *options: str) -> subprocess.CompletedProcess[bytes]:
+    environment = {
+        **os.environ,
+        "CONSENT_TEST_URL": service.url,
+        "CONSENT_TEST_SERVICE_KEY": service.keys["service"],
+        "CONSENT_TEST_DPO_KEY": service.keys["dpo"],
+        "NO_PROXY": "*",
+    }
+    command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG), "run", str(described)]
+    return subprocess.run(
+        [*command, "--url", service.url, "--no-color", "--warnings", "off", *options],
+        cwd=described.parent, env=environment, capture_output=True, timeout=_RUN_S, check=False,
+    )  # fmt: skip
+
+
+def test_no_operation_departs_from_its_description(service: Service, described: Path) -> None:
+    har = described.with_name("calls.har")
+    ran = run(service, described, "--report", "har", "--report-har-path", str(har))
+    assert ran.returncode == 0, ran.stdout.decode(errors="replace")[-20_000:]
+    calls = json.loads(har.read_bytes())["log"]["entries"]
+    assert len(calls) > 500
+    succeeded = set()
+    for call in calls:
+        if 200 <= call["response"]["status"] < 300:
+            address = call["request"]["url"].removeprefix(service.url).partition("?")[0]
+            succeeded.add((call["request"]["method"], address))
+    assert {(operation.method, operation.path) for operation in app.OPERATIONS} <= succeeded
+
+
+def test_control_a_departure_is_found(service: Service, described: Path) -> None:
+    document = json.loads(described.read_bytes())
+    document["components"]["schemas"]["Answer"]["properties"]["allow"] = {"type": "string"}
+    wrong = described.with_name("wrong.json")
+    wrong.write_text(json.dumps(document), encoding="utf-8")
+    ran = run(service, wrong, "--phases", "examples", "--include-operation-id", "check")
+    assert ran.returncode == 1
+    assert b"allow" in ran.stdout
