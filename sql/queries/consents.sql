@@ -17,7 +17,7 @@ FROM consent_state
 WHERE log_id = $1 AND identifier = ANY($2::bytea[]);
 
 -- name: write_batch :exec
--- Everything that a batch leaves behind, in one statement. A state takes from its event (n) what they share.
+-- Everything new that a batch leaves behind, in one statement. A state takes from its event (n) what they share.
 WITH events AS (
     SELECT *
     FROM unnest($3::bigint[], $4::uuid[], $5::bytea[], $6::bigint[], $7::text[], $8::text[], $9::text[],
@@ -39,7 +39,6 @@ WITH events AS (
 ), identifiers AS (
     INSERT INTO identifier (log_id, identifier, namespace, value, events)
     SELECT $1, i.* FROM unnest($20::bytea[], $21::text[], $22::text[], $23::bigint[]) AS i
-    ON CONFLICT (log_id, identifier) DO UPDATE SET events = excluded.events
 ), contacts AS (
     INSERT INTO contact (log_id, contact, value)
     SELECT $1, c.* FROM unnest($24::bytea[], $25::text[]) AS c
@@ -52,8 +51,22 @@ SELECT $1, $2, e.identifier, s.purpose, s.channel, s.contact, s.recipient, s.slo
 FROM unnest($26::bigint[], $27::text[], $28::text[], $29::bytea[], $30::text[], $31::smallint[], $32::text[],
             $33::timestamptz[], $34::timestamptz[])
     AS s (n, purpose, channel, contact, recipient, slot, status, occurred_at, expires_at)
-JOIN events e USING (n)
-ON CONFLICT (log_id, identifier, purpose, channel, contact, recipient, slot, grade) DO UPDATE
-SET status = excluded.status, occurred_at = excluded.occurred_at, recorded_at = excluded.recorded_at,
-    expires_at = excluded.expires_at, notice = excluded.notice, notice_version = excluded.notice_version,
-    language = excluded.language, method = excluded.method, event = excluded.event;
+JOIN events e USING (n);
+
+-- name: rewrite_batch :exec
+-- What a batch changes in rows that stood before: an identifier's count, and states that gave way.
+WITH identifiers AS (
+    UPDATE identifier i SET events = n.events
+    FROM unnest($3::bytea[], $4::bigint[]) AS n (identifier, events)
+    WHERE i.log_id = $1 AND i.identifier = n.identifier
+)
+UPDATE consent_state s
+SET status = n.status, occurred_at = n.occurred_at, recorded_at = $2, expires_at = n.expires_at, notice = n.notice,
+    notice_version = n.notice_version, language = n.language, method = n.method, event = n.event
+FROM unnest($5::bytea[], $6::text[], $7::text[], $8::bytea[], $9::text[], $10::smallint[], $11::smallint[],
+            $12::text[], $13::timestamptz[], $14::timestamptz[], $15::text[], $16::int[], $17::text[], $18::text[],
+            $19::uuid[])
+    AS n (identifier, purpose, channel, contact, recipient, slot, grade, status, occurred_at, expires_at, notice,
+          notice_version, language, method, event)
+WHERE s.log_id = $1 AND s.identifier = n.identifier AND s.purpose = n.purpose AND s.channel = n.channel
+  AND s.contact = n.contact AND s.recipient = n.recipient AND s.slot = n.slot AND s.grade = n.grade;
