@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from consent_service import __version__
+from consent_service.decisions import ALLOWS, REASONS
 from consent_service.guard import Operation, problems
 
 PROBLEM = {
@@ -119,7 +120,13 @@ def page(operations: Sequence[Operation]) -> bytes:
         f"<td>{html.escape(p.title)}. {html.escape(p.remedy)}</td></tr>"
         for p in problems()
     )
-    return _PAGE.format(version=__version__, operations=rows, schemas=schemas, problems=wrong).encode()
+    reasons = "".join(
+        f"<tr><td><code>{reason}</code></td><td>{'allow' if reason in ALLOWS else 'deny'}</td>"
+        f"<td>{html.escape(text)}</td></tr>"
+        for reason, text in REASONS.items()
+    )
+    filled = _PAGE.format(version=__version__, operations=rows, reasons=reasons, schemas=schemas, problems=wrong)
+    return filled.encode()
 
 
 def _section(operation: Operation) -> str:
@@ -153,6 +160,7 @@ td {{ padding: .2rem .8rem .2rem 0; vertical-align: top }}
 <p>Send <code>Authorization: Bearer &lt;key&gt;</code> and <code>Content-Type: application/json</code>.
 The same as a file: <a href="/openapi.json">openapi.json</a>.</p>
 <h2>Operations</h2>{operations}
+<h2>Reasons</h2><p>Every decision has one; the list is closed.</p><table>{reasons}</table>
 <h2>Schemas</h2>{schemas}
 <h2>Problems</h2><p>Errors are <code>application/problem+json</code> (RFC 9457).</p><table>{problems}</table>
 </body></html>

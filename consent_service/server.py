@@ -26,6 +26,7 @@ from types import FrameType
 import msgspec
 import uvicorn
 import uvloop
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from consent_service import log
 from consent_service.embedded import Embedded
@@ -36,7 +37,9 @@ ORDERS = "CONSENT_WORKERORDERS"
 _PR_SET_PDEATHSIG = 1
 _LOOK_EVERY_S = 0.5
 _READY_WITHIN_S = 60
-_HEADERS_WITHIN_S = 10
+HEADERS_WITHIN_S = 10
+LONGEST_HEAD = 65_536
+"""Bytes of request line and headers."""
 _BACKLOG = 4096
 
 
@@ -186,6 +189,53 @@ def answers(base: str, path: str) -> bool:
         connection.close()
 
 
+class PatientProtocol(HttpToolsProtocol):
+    """The server's HTTP/1.1, with an end to its patience: neither a slow nor an endless head holds a connection.
+
+    Bodies are the guard's matter; the wait between requests is `timeout_keep_alive`'s.
+    """
+
+    _limit: asyncio.TimerHandle | None = None
+    _head: int = 0
+    """Bytes of the head that is being received; 0 between heads."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A first request must come."""
+        super().connection_made(transport)
+        self._limit = self.loop.call_later(HEADERS_WITHIN_S, transport.close)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing to wait for."""
+        self._lift()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Count what arrives while a head is open."""
+        super().data_received(data)
+        if self._head:
+            self._head += len(data)
+            if self._limit is None:
+                self._limit = self.loop.call_later(HEADERS_WITHIN_S, self.transport.close)
+            if self._head > LONGEST_HEAD:
+                self.transport.close()
+
+    def on_message_begin(self) -> None:
+        """A head is open."""
+        self._head = 1
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """The head is whole."""
+        self._head = 0
+        self._lift()
+        super().on_headers_complete()
+
+    def _lift(self) -> None:
+        if self._limit is not None:
+            self._limit.cancel()
+            self._limit = None
+
+
 # -- a worker -------------------------------------------------------------------------------------------------------
 
 
@@ -207,7 +257,7 @@ async def _serve(orders: Orders) -> None:
         config = uvicorn.Config(
             app.build(services, workers=orders.settings.workers),
             lifespan="off",
-            http="httptools",
+            http=PatientProtocol,
             ws="none",
             access_log=False,
             log_config=None,

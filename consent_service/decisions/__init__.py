@@ -1,7 +1,7 @@
 """Decisions: may this person's data be processed for this purpose, now, on this channel?"""
 
 from consent_service.decisions.check import Checker
-from consent_service.decisions.decide import REASONS, Ask, Context, Decision, Reason, decide
+from consent_service.decisions.decide import ALLOWS, REASONS, Ask, Context, Decision, Reason, decide
 from consent_service.decisions.model import (
     Answer,
     Check,
@@ -14,6 +14,7 @@ from consent_service.decisions.model import (
 )
 
 __all__ = [
+    "ALLOWS",
     "REASONS",
     "Answer",
     "Ask",

@@ -128,6 +128,8 @@ async def test_as_idempotency_key(live: Live, naughty: list[str]) -> None:
     async def ask(string: str) -> list[str]:
         body = grant(somebody(), id=string)
         first, again = await live.post("/v1/consents", body), await live.post("/v1/consents", body)
+        if problem(first) == "/problems/key-reused":
+            return []  # other tests use simple keys too
         if first.status_code != 201:
             return refusal_faults(string, first, {"/id"})
         wrong = [] if again.content == first.content else [f"a retry says {again.text[:200]}"]
