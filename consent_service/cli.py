@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,7 @@ def _policy(folder: str, given: dict[str, Any], as_json: bool, *, apply: bool) -
 
 
 @consent.command("openapi")
+@click.option("--json", is_flag=True, expose_value=False, help="Nothing else: the file is JSON.")
 def print_openapi() -> None:
     """Print the OpenAPI file."""
     from consent_service import app, openapi  # noqa: PLC0415 -- most commands need no framework
@@ -153,9 +155,10 @@ def run_bench(output: Path, as_json: bool) -> None:
 
 def _serve(chosen: Settings, ready_file: Path | None, as_json: bool, *, example: bool) -> None:
     log.configure(chosen.log_level)
-    with server.database(chosen) as (url, embedded):
+    if ready_file is not None:
+        _clear(ready_file)
+    with closing(server.bind(chosen)) as listener, server.database(chosen) as (url, embedded):
         root = settings.secret(chosen)
-        listener = server.bind(chosen)
         facts: dict[str, Any] = {"url": server.address(listener), "tenant": None, "keys": {}, "pid": os.getpid()}
         asyncio.run(db.migrate(url))
         if example:
@@ -163,15 +166,27 @@ def _serve(chosen: Settings, ready_file: Path | None, as_json: bool, *, example:
 
         def ready() -> None:
             if ready_file is not None:
-                ready_file.unlink(missing_ok=True)
+                _clear(ready_file)
                 settings.keep(ready_file, msgspec.json.encode(facts).decode())
             _tell(as_json, facts, demo.welcome(facts) if example else f"The consent service answers on {facts['url']}.")
 
         server.Supervisor(chosen, url, embedded, listener).run(ready)
 
 
+def _clear(ready_file: Path) -> None:
+    """Away with the file of an earlier run, which says nothing about this one; and see that a new one can be made."""
+    draft = ready_file.with_name(f".{ready_file.name}.{os.getpid()}")
+    try:
+        ready_file.unlink(missing_ok=True)
+        draft.touch()
+        draft.unlink()
+    except OSError as error:
+        raise SetupError(f"The ready file {ready_file} cannot be written: {error.strerror}.") from None
+
+
 def _settings(given: dict[str, Any]) -> Settings:
-    return settings.read(os.environ, given)
+    """The settings; a command that serves needs the secret too, and says so together with whatever else is wrong."""
+    return settings.read(os.environ, given, serving="port" in given)
 
 
 def _tell(as_json: bool, facts: Any, text: str) -> None:
@@ -180,13 +195,12 @@ def _tell(as_json: bool, facts: Any, text: str) -> None:
 
 
 def main() -> None:
-    """Run the command; domain errors become one clear text and an exit code."""
+    """Run the command; domain errors become one clear text, or with --json one object, and an exit code."""
     try:
         consent()
-    except SetupError as error:
-        click.echo(f"consent: {error}", err=True)
-        sys.exit(2)
     except ConsentError as error:
         lines = [str(error), *(f"  {wrong.pointer}: {wrong.detail}" for wrong in error.errors)]
         click.echo("consent: " + "\n".join(lines), err=True)
-        sys.exit(1)
+        if "--json" in sys.argv:
+            _tell(True, {"error": str(error), "errors": error.errors}, "")
+        sys.exit(2 if isinstance(error, SetupError) else 1)

@@ -9,6 +9,7 @@ import msgspec
 
 from consent_service import auth, db, policies, tenants
 from consent_service.auth import Credential, Kind, Scope
+from consent_service.ledger import lock_head
 from consent_service.policies import store
 from consent_service.settings import keep
 
@@ -28,22 +29,29 @@ async def set_up(database_url: str, secret: bytes, data: Path, base: str) -> dic
     async with await db.connect(database_url, size=1) as pool, db.connection(pool) as connection:
         log_id = await tenants.ensure(connection, TENANT)
         await tenants.apply_policy(connection, log_id, store.Policies(), policy)
-        kept = _kept(data / "keys.json")
-        keys = {
-            name: await auth.add_key(
-                connection,
-                secret,
-                Credential(log_id, name, kind, f"demo {name}", scopes, _origins(kind, base), None),
-                kept.get(name),
-            )
-            for name, (kind, scopes) in KEYS.items()
-        }
-    keep(data / "keys.json", msgspec.json.encode(keys).decode())
+        async with connection.transaction():
+            await lock_head(connection, log_id)  # two starters at once agree on the keys of the first
+            kept = _kept(data / "keys.json")
+            keys = {
+                name: await auth.add_key(
+                    connection,
+                    secret,
+                    Credential(log_id, name, kind, f"demo {name}", scopes, _origins(kind, base), None),
+                    kept.get(name),
+                )
+                for name, (kind, scopes) in KEYS.items()
+            }
+            _keep(data / "keys.json", keys)
     return {"tenant": TENANT, "keys": keys}
 
 
 def _kept(file: Path) -> dict[str, str]:
     return msgspec.json.decode(file.read_bytes(), type=dict[str, str]) if file.exists() else {}
+
+
+def _keep(file: Path, keys: dict[str, str]) -> None:
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # with DATABASE_URL nobody has made it yet
+    keep(file, msgspec.json.encode(keys).decode())
 
 
 def _origins(kind: Kind, base: str) -> frozenset[str]:

@@ -9,9 +9,10 @@ from typing import Any
 
 import msgspec
 
-from consent_service import __version__
+from consent_service import __version__, data
 from consent_service.decisions import ALLOWS, REASONS
 from consent_service.guard import Operation, problems
+from consent_service.states import Event
 
 PROBLEM = {
     "type": "object",
@@ -33,7 +34,7 @@ PROBLEM = {
     },
 }
 _COMMON = {400, 401, 403, 408, 413, 415, 422, 429, 503}
-_PUBLIC = {503}
+_PUBLIC = {400, 401, 403, 415, 429, 503}
 
 
 def document(operations: Sequence[Operation]) -> bytes:
@@ -44,6 +45,7 @@ def document(operations: Sequence[Operation]) -> bytes:
 
 def _tree(operations: Sequence[Operation]) -> dict[str, Any]:
     types = [kind for operation in operations for kind in (operation.body, operation.answer) if kind is not None]
+    types.append(Event)  # stands in answers as it was written
     schemas, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     known = dict(zip(types, schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
@@ -80,7 +82,7 @@ def _operation(operation: Operation, known: dict[type, Any]) -> dict[str, Any]:
     if operation.body is not None:
         described["requestBody"] = {
             "required": True,
-            "content": {"application/json": {"schema": known[operation.body]}},
+            "content": {"application/json": {"schema": known[operation.body], **_example(operation)}},
         }
     if operation.keyed:
         described["parameters"] = [
@@ -93,6 +95,12 @@ def _operation(operation: Operation, known: dict[type, Any]) -> dict[str, Any]:
             }
         ]
     return described
+
+
+def _example(operation: Operation) -> dict[str, Any]:
+    """`openapi/examples/<operationId>.json`, a body that works in the example tenant."""
+    file = data.folder("openapi") / "examples" / f"{operation.id}.json"
+    return {"example": msgspec.json.decode(file.read_bytes())} if file.exists() else {}
 
 
 def _responses(operation: Operation, known: dict[type, Any]) -> dict[str, Any]:

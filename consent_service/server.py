@@ -84,10 +84,11 @@ def bind(settings: Settings) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((settings.host, settings.port))
-    except OSError as error:
+    except (OSError, TypeError, UnicodeError) as error:  # the latter two: a name that cannot be encoded
         listener.close()
         raise SetupError(
-            f"Port {settings.port} on {settings.host} cannot be used: {error.strerror}. Choose another with --port."
+            f"Port {settings.port} on {settings.host} cannot be used: {getattr(error, 'strerror', error)}."
+            " Choose another with --port or --host."
         ) from None
     listener.listen(_BACKLOG)
     listener.set_inheritable(True)
@@ -269,7 +270,21 @@ async def _serve(orders: Orders) -> None:
         gc.collect()
         gc.set_threshold(20_000, 20, 50)  # requests leave few cycles behind
         gc.freeze()  # what is loaded now stays; collecting it again and again costs latency
-        await uvicorn.Server(config).serve([socket.socket(fileno=orders.socket)])
+        await _Server(config).serve([socket.socket(fileno=orders.socket)])
+
+
+class _Server(uvicorn.Server):
+    """Stops on SIGTERM alone, and then returns.
+
+    Uvicorn's own takes Ctrl-C as well, the second time as an order to drop what is in flight; and it raises the signal
+    once more at its end, before what surrounds it is closed.
+    """
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """For as long as it serves."""
+        signal.signal(signal.SIGTERM, self.handle_exit)
+        yield
 
 
 if __name__ == "__main__":

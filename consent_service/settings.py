@@ -17,6 +17,7 @@ from consent_service import decode
 from consent_service.errors import Invalid, SetupError
 
 MIN_SECRET = 32
+UNHASHED = "CONSENT_SECRET is missing: DATABASE_URL is set, and all hosts must hash with the same secret."
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -42,11 +43,17 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Database connections of each worker."""
 
 
-def read(environment: Mapping[str, str], given: Mapping[str, Any], file: Path = Path("consent.toml")) -> Settings:
-    """The settings: `given` (command line) over the environment over the file.
+def read(
+    environment: Mapping[str, str],
+    given: Mapping[str, Any],
+    file: Path = Path("consent.toml"),
+    *,
+    serving: bool = False,
+) -> Settings:
+    """The settings: `given` (command line) over the environment over the file. To serve takes a secret as well.
 
     Raises:
-        SetupError: names everything that is wrong, and where it was set.
+        SetupError: names everything that is wrong or missing, and where it was set.
     """
     values = _from_file(file)
     origin = dict.fromkeys(values, str(file))
@@ -60,14 +67,19 @@ def read(environment: Mapping[str, str], given: Mapping[str, Any], file: Path = 
         if value is not None:
             values[name] = value
             origin[name] = f"--{name.replace('_', '-')}"
+    lines = []
+    if serving and values.get("database_url") is not None and values.get("secret") is None:
+        lines.append(f"  {UNHASHED}")
     try:
-        return decode.convert(values, Settings)
+        chosen = decode.convert(values, Settings)
     except Invalid as invalid:
-        lines = [
+        lines += [
             f"  {origin.get(e.pointer.strip('/'), str(file))}: {e.pointer.strip('/')} {e.detail}"
             for e in invalid.errors
         ]
-        raise SetupError("\n".join(["Some settings cannot be used:", *lines])) from None
+    if lines:
+        raise SetupError("\n".join(["Some settings cannot be used:", *lines]))
+    return chosen
 
 
 def _from_file(file: Path) -> dict[str, Any]:
@@ -88,9 +100,7 @@ def secret(settings: Settings) -> bytes:
     if settings.secret is not None:
         return settings.secret.encode()
     if settings.database_url is not None:
-        raise SetupError(
-            "CONSENT_SECRET is missing: DATABASE_URL is set, and all hosts must hash with the same secret."
-        )
+        raise SetupError(UNHASHED)
     file = Path(settings.data) / "secret"
     if not file.exists():
         keep(file, secrets.token_hex(32))

@@ -1,6 +1,6 @@
 """The consent state: what remains of a person's records once only the current ones count.
 
-A state row belongs to one identifier × purpose × channel × contact × recipient and has one of five slots. In each slot
+A state row belongs to one identifier × purpose × channel × contact × recipient and has one of six slots. In each slot
 and evidence grade the record with the latest `occurred_at` stands; nothing is ever merged across slots. The fold is
 therefore commutative, associative and idempotent: records may arrive in any order, from any edge, more than once, and
 the rows come out the same. What the rows *mean* together is for `decisions.decide` alone.
@@ -9,10 +9,11 @@ the rows come out the same. What the rows *mean* together is for `decisions.deci
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal, get_args
 from uuid import UUID
 
 import msgspec
+from msgspec import Meta
 
 from consent_service.subjects import Subject
 
@@ -39,6 +40,8 @@ class Slot:
     BLOCK: Final = 2
     FACT: Final = 3
     RESTRICTION: Final = 4
+    OBJECTION: Final = 5
+    """A slot of its own: a withdrawal of consent, however late, takes nothing from an objection to another basis."""
 
 
 SLOT: dict[str, int] = {
@@ -48,7 +51,7 @@ SLOT: dict[str, int] = {
     "renewed": Slot.GRANT,
     "withdrawn": Slot.BLOCK,
     "refused": Slot.BLOCK,
-    "objected": Slot.BLOCK,
+    "objected": Slot.OBJECTION,
     "applies": Slot.FACT,
     "ceased": Slot.FACT,
     "restricted": Slot.RESTRICTION,
@@ -67,6 +70,10 @@ _CAUTION: dict[str, int] = {
 
 StateKey = tuple[str, str, bytes, str, int, int]
 """What a row is unique by within one identifier: purpose, channel, contact, recipient, slot, grade."""
+
+
+Moment = Annotated[datetime, Meta(tz=True)]
+"""A time with its zone; RFC 3339 on the wire."""
 
 
 class State(msgspec.Struct, frozen=True):
@@ -132,7 +139,7 @@ class EventRecord(msgspec.Struct, frozen=True):
     channel: str | None
     contact: str | None
     recipient: str | None
-    occurred_at: datetime
+    occurred_at: Moment
 
 
 class EventNotice(msgspec.Struct, frozen=True):
@@ -149,7 +156,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     """One act of a person, whole; its canonical JSON is the payload that the ledger commits to."""
 
     event: UUID
-    recorded_at: datetime
+    recorded_at: Moment
     subject: Subject
     records: list[EventRecord]
     notice: EventNotice | None

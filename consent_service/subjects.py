@@ -19,7 +19,9 @@ MAX_ID = 256
 class Subject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`{"type": "<namespace>", "id": "…"}`: one identifier by which some system knows a person."""
 
-    type: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]*$", max_length=32, examples=["device", "login", "email"])]
+    type: Annotated[
+        str, Meta(pattern=r"^[a-z][a-z0-9_-]*$(?!\n)", max_length=32, examples=["device", "login", "email"])
+    ]
     id: Annotated[str, Meta(min_length=1, max_length=MAX_ID, examples=["d-7f3a"])]
 
 
@@ -48,9 +50,9 @@ class Hasher:
 def normal_contact(value: str) -> str:
     """One spelling per address: e-mail addresses without letter case, telephone numbers without punctuation."""
     if "@" in value:
-        return value.strip().casefold()
+        return value.strip().lower()
     digits = value.translate({ord(mark): None for mark in " -/().\u00a0"})
-    return digits if digits.lstrip("+").isdigit() else value.strip()
+    return digits if digits.isascii() and digits.lstrip("+").isdigit() else value.strip()
 
 
 def id_errors(value: str, pointer: str) -> Iterator[FieldError]:

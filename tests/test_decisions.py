@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import tomllib
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import product
 from pathlib import Path
@@ -294,14 +294,14 @@ def same_moment(found: str | datetime | None, wanted: datetime | None) -> bool:
 
 
 @pytest.fixture(scope="session")
-async def shelf(make_tenant: Tenants) -> AsyncIterator[dict[str, Tenant]]:
+async def shelf(make_tenant: Tenants) -> dict[str, Tenant]:
     """One tenant for each policy that the tables use, by its hash."""
     tenants: dict[str, Tenant] = {}
     for patch in [case.policy for case in CASES if case.only is None]:
         policy = patched(patch)
         if policy.hash not in tenants:
             tenants[policy.hash] = await make_tenant.make(policy)
-    yield tenants
+    return tenants
 
 
 @each_case(pure=True)
@@ -469,7 +469,7 @@ async def test_matrix_pure() -> None:
         wanted = {asked: square.answer(asked) for asked in CHANNELS}
         if (accepted, found) != (square.accepted(), wanted):
             wrong.append((square, accepted, found, wanted))
-    assert not wrong
+    assert not wrong[:3]
 
 
 async def test_matrix_http(tenant: Tenant) -> None:
@@ -487,15 +487,15 @@ async def test_matrix_http(tenant: Tenant) -> None:
         for square, status in zip(SQUARES, statuses, strict=True)
         if status != (201 if square.accepted() else 422)
     ]
-    assert not wrong
+    assert not wrong[:3]
     asked = [(square, channel) for square in SQUARES for channel in CHANNELS]
     for start in range(0, len(asked), 10_000):
         page = asked[start : start + 10_000]
         response = await tenant.post("/v1/checks", {"checks": [square.check(channel) for square, channel in page]})
         assert response.status_code == 200, response.text
-        found = [(answer["allow"], answer["reason"]) for answer in response.json()["decisions"]]
-        wanted = [(allowed(square.answer(channel)), square.answer(channel)) for square, channel in page]
-        assert found == wanted
+        for (square, channel), answer in zip(page, response.json()["decisions"], strict=True):
+            wanted = square.answer(channel)
+            assert (answer["allow"], answer["reason"]) == (allowed(wanted), wanted), (square, channel)
 
 
 def test_now_is_utc() -> None:

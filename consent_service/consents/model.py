@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -11,12 +10,10 @@ from msgspec import Meta
 
 from consent_service.decisions import Reason
 from consent_service.policies import Method
-from consent_service.states import Status
+from consent_service.states import Moment, Status
 from consent_service.subjects import MAX_ID, Subject
 
 MAX_RECORDS = 100
-
-Moment = Annotated[datetime, Meta(tz=True)]
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -63,7 +60,7 @@ class StateNow(msgspec.Struct, frozen=True):
     status: Status | None
     allow: bool
     reason: Reason
-    valid_until: datetime | None
+    valid_until: Moment | None
     record: UUID | None
     effective: bool
     remedy: str | None
@@ -78,6 +75,6 @@ class Recorded(msgspec.Struct, frozen=True):
     effective: bool
     """Whether every record of the call took effect."""
     rev: str
-    recorded_at: datetime
-    effective_by: datetime
+    recorded_at: Moment
+    effective_by: Moment
     receipt: str | None = None

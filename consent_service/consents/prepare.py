@@ -236,7 +236,10 @@ def _salvaged(entry: dict[str, Any]) -> Record | None:
 def idempotency_key(in_body: str | None, in_header: str | None) -> tuple[str | None, list[FieldError]]:
     """The idempotency key: the body's or the header's, there bare or quoted (draft-ietf-httpapi-idempotency-key)."""
     if in_header is not None:
-        in_header = in_header.strip()
+        try:
+            in_header = in_header.encode("latin-1").decode().strip()
+        except UnicodeDecodeError:
+            return None, [FieldError("/id", "`Idempotency-Key` is not UTF-8")]
         if len(in_header) > 1 and in_header[0] == in_header[-1] == '"':
             in_header = in_header[1:-1].replace('\\"', '"').replace("\\\\", "\\")
         if not 0 < len(in_header) <= MAX_ID or not in_header.isprintable():

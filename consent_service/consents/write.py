@@ -80,7 +80,7 @@ class Writer:
         ledger = self._ledger(credential.log_id)
         errors: tuple[FieldError, ...] = ()
         try:
-            body = decode.body(raw, ConsentBody)
+            body = decode.body(raw, ConsentBody, unique=True)
         except Invalid as error:
             rest = salvage(raw)
             if rest is None:
@@ -130,6 +130,11 @@ class _Ledger:
                 if act is None:
                     raise AssertionError("without errors there is an act")
                 return await self.batcher.submit(act)
+            except KeyReused as error:
+                if act is not None and (rest := tuple(r for r in act.records if r.status in RESTRICTIVE)):
+                    act = act._replace(records=rest, key=ids.random())
+                    error.extra = {"recorded": msgspec.Raw(await self.batcher.submit(act))}
+                raise
             except _PolicyMoved:
                 self.version = None
 

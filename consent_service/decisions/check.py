@@ -33,7 +33,7 @@ from consent_service.ledger import Batcher, Head, Revision
 from consent_service.policies import GRADES, Policy, Purpose
 from consent_service.policies.store import Policies
 from consent_service.states import ALL_PURPOSES, State
-from consent_service.subjects import Hasher, id_errors
+from consent_service.subjects import Hasher, Subject, id_errors
 
 _PAUSE_EVERY = 256
 _PARALLEL = 2
@@ -116,6 +116,7 @@ class Checker:
     async def state(self, raw: bytes, credential: Credential) -> bytes:
         """Where a person stands on every purpose × channel (`SubjectBody` to `SubjectState`)."""
         body = decode.body(raw, SubjectBody)
+        _demand_id(body.subject)
         ledger = self._ledger(credential.log_id)
         identifier = ledger.hasher.identifier(body.subject)
         snapshot = await ledger.reader.submit(identifier)
@@ -127,6 +128,7 @@ class Checker:
     async def history(self, raw: bytes, credential: Credential) -> bytes:
         """A page of a person's events (`HistoryBody` to `History`)."""
         body = decode.body(raw, HistoryBody)
+        _demand_id(body.subject)
         identifier = self._ledger(credential.log_id).hasher.identifier(body.subject)
         async with db.connection(self._pool) as connection:
             rows = await _READ_HISTORY(connection, credential.log_id, identifier, body.after, body.limit + 1)
@@ -182,6 +184,11 @@ def _demand(snapshot: Snapshot, at_least: Revision | None) -> None:
         raise RevisionAhead
 
 
+def _demand_id(subject: Subject) -> None:
+    if errors := tuple(id_errors(subject.id, "/subject/id")):
+        raise Invalid("Some fields cannot be accepted.", errors)
+
+
 def _validate(checks: Sequence[Check], pointer: Callable[[int], str]) -> Revision | None:
     """The highest revision asked for; raises Invalid with every field error."""
     errors: list[FieldError] = []
@@ -197,6 +204,8 @@ def _validate(checks: Sequence[Check], pointer: Callable[[int], str]) -> Revisio
                 errors.append(FieldError(f"{at}/at_least", "is no `rev` of this service, such as `1.42`"))
             elif at_least is None or revision > at_least:
                 at_least = revision
+        if len(errors) >= decode.MAX_ERRORS:
+            break
     if errors:
         raise Invalid("Some fields cannot be accepted.", tuple(errors))
     return at_least

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from consent_service.policies import EXPLICIT_METHODS, GRADES, Policy, Purpose
-from consent_service.states import ALL_PURPOSES, ANY, Slot, State
+from consent_service.states import ALL_PURPOSES, ANY, Slot, State, StateKey
 
 Reason = Literal[
     "consent", "basis_applies",
@@ -55,12 +55,12 @@ if REASONS.keys() != set(get_args(Reason)):
     raise AssertionError("every reason is documented")
 
 
-class Context(msgspec.Struct, frozen=True):
-    """What the caller knows about the situation. Unknown members are kept for conditions."""
+class Context(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the caller knows about the situation."""
 
     age: Annotated[int, Meta(ge=0, le=150)] | None = None
     """The person's age in whole years, verified by the caller."""
-    jurisdiction: Annotated[str, Meta(pattern="^[A-Z]{2}$")] | None = None
+    jurisdiction: Annotated[str, Meta(pattern=r"^[A-Z]{2}$(?!\n)")] | None = None
     """ISO 3166-1 alpha-2 code of the person's country; default is the tenant's."""
 
 
@@ -102,8 +102,8 @@ def _deny(reason: Reason, rule: str, state: State | None = None, until: datetime
 class _Question:
     """One walk through the rules, over the rows that speak about the question."""
 
-    __slots__ = ("ask", "blocks", "channel", "elsewhere", "facts", "grants", "now", "policy", "purpose", "requests",
-                 "restrictions")  # fmt: skip
+    __slots__ = ("ask", "blocks", "by_consent", "channel", "elsewhere", "facts", "grants", "now", "policy", "purpose",
+                 "requests", "restrictions")  # fmt: skip
 
     def __init__(self, policy: Policy, purpose: Purpose, states: Sequence[State], ask: Ask, now: datetime) -> None:
         self.policy = policy
@@ -116,6 +116,8 @@ class _Question:
         self.grants: list[State] = []
         self.elsewhere = False
         """Whether there are grants for other channels."""
+        self.by_consent = False
+        """Whether a restriction or an objection left consent as the only thing that can carry the processing."""
         self.blocks: list[State] = []
         self.facts: list[State] = []
         self.restrictions: list[State] = []
@@ -133,23 +135,37 @@ class _Question:
                     self.grants.append(state)
                 else:
                     self.elsewhere = True
-            case Slot.BLOCK:
+            case Slot.BLOCK | Slot.OBJECTION:
                 # An objection to direct marketing holds on every channel, wherever it was made (Art. 21(3)).
                 everywhere = state.status == "objected" and self.purpose.direct_marketing
                 if everywhere or self._bears(state):
                     self.blocks.append(state)
             case Slot.REQUEST if here and state.purpose == self.purpose.id:
                 self.requests.append(state)
-            case Slot.FACT if state.purpose == self.purpose.id and (here or self.channel is None):
-                self.facts.append(state)
-            case Slot.RESTRICTION if self._bears(state):
-                self.restrictions.append(state)
+            case Slot.FACT if state.purpose == self.purpose.id and self._same_contact(state):
+                if self._covers(state) if state.status == "applies" else self._bears(state):
+                    self.facts.append(state)
+            case Slot.RESTRICTION:
+                if self._bears(state) if state.status == "restricted" else self._lifts(state):
+                    self.restrictions.append(state)
 
     def _bears(self, state: State) -> bool:
         """Restrictive statements cover whatever they, or the question, leave open."""
         return (state.channel == ANY or self.channel is None or state.channel == self.channel) and (
             state.recipient == ANY or self.ask.recipient is None or state.recipient == self.ask.recipient
         )
+
+    def _covers(self, state: State) -> bool:
+        """Permissive statements cover no more than they say: what the question leaves open, they must leave open."""
+        return state.channel in (ANY, self.channel) and state.recipient in (ANY, self.ask.recipient)
+
+    def _same_contact(self, state: State) -> bool:
+        """Whether a statement is about the contact asked for, where both name one."""
+        return self.ask.contact is None or state.contact in (b"", self.ask.contact)
+
+    def _lifts(self, state: State) -> bool:
+        """A restriction spreads to every contact; its end does not."""
+        return self._covers(state) and state.contact in (b"", self.ask.contact)
 
     def _answers(self, grant: State) -> bool:
         """A grant answers for its own purpose, and for children that inherit it."""
@@ -170,8 +186,8 @@ class _Question:
         if latest.status != "restricted" or self.purpose.runs_under_restriction:
             return None
         self.grants = [grant for grant in self.grants if grant.occurred_at > latest.occurred_at]
-        consent = self._consent()
-        return consent if consent.allow else _deny("restricted", "restriction", latest)
+        self.by_consent = self._consent().allow
+        return None if self.by_consent else _deny("restricted", "restriction", latest)
 
     def objection(self) -> Decision | None:
         """Art. 21 for bases other than consent: ends by a later consent of the person. Consent is `basis`'s matter."""
@@ -182,11 +198,25 @@ class _Question:
         latest = max(counts, key=_rank, default=None)
         if latest is None:
             return None
-        consent = self._consent()
-        return consent if consent.allow else _deny(_said(latest), "objection", latest)
+        self.by_consent = self._consent().allow
+        return None if self.by_consent else _deny(_said(latest), "objection", latest)
 
     def basis(self) -> Decision:
         """The legal basis, and consent for reaching into the person's device where the purpose does (TDDDG 25)."""
+        purpose = self.purpose
+        if (outside := self._outside()) is not None:
+            return outside
+        if purpose.legal_basis == "consent" or (self.by_consent and purpose.objectable):
+            return self._consent()
+        if not purpose.needs_consent:
+            return self._fact(None)
+        consent = self._consent()
+        if not consent.allow:
+            return msgspec.structs.replace(consent, rule="terminal_access")
+        return self._fact(consent.valid_until)
+
+    def _outside(self) -> Decision | None:
+        """What the purpose itself does not cover, whoever agreed to it."""
         purpose, ask = self.purpose, self.ask
         if ask.channel is not None and ask.channel not in purpose.channels:
             return _deny("channel_not_covered", "scope")
@@ -194,20 +224,16 @@ class _Question:
             return _deny("recipient_not_covered", "scope")
         if purpose.valid_from is not None and self.now < purpose.valid_from:
             return _deny("not_yet_valid", "purpose", None, purpose.valid_from)
-        if purpose.legal_basis == "consent":
-            return self._consent()
-        if purpose.needs_consent and not (consent := self._consent()).allow:
-            return msgspec.structs.replace(consent, rule="terminal_access")
-        return self._fact()
+        return None
 
-    def _fact(self) -> Decision:
-        """The fact that another basis rests on: a contract, an existing customer."""
+    def _fact(self, until: datetime | None) -> Decision:
+        """The fact that another basis rests on: a contract, an existing customer. `until`: what else has an end."""
         fact = max(self.facts, key=_rank, default=None)
         if fact is None and not self.purpose.needs_fact:
-            return Decision(True, "basis_applies", "basis")
+            return Decision(True, "basis_applies", "basis", until)
         if fact is None or fact.status == "ceased":
             return _deny("no_basis_fact", "basis", fact)
-        return Decision(True, "basis_applies", "basis", None, fact)
+        return Decision(True, "basis_applies", "basis", until, fact)
 
     # -- consent --------------------------------------------------------------------------------------------------
 
@@ -217,7 +243,9 @@ class _Question:
             return _deny("channel_required", "scope")
         covering, gap = self._covering()
         best: Decision | None = None
-        flaws: list[tuple[datetime, Decision]] = []
+        flaws: list[tuple[State, Decision]] = []
+        if len(covering) > 1:  # which of several equals is named must not depend on the order of the rows
+            covering.sort(key=_rank, reverse=True)
         for grant in covering:
             expiry = self._expiry(grant)
             flaw = self._flaw(grant, expiry)
@@ -230,20 +258,22 @@ class _Question:
     def _covering(self) -> tuple[list[State], Reason | None]:
         """The grants that hold for the contact and recipient asked about; and, if none does, why."""
         contact, required = self.ask.contact, self.purpose.contact == "required"
-        by_contact = self.grants
+        by_contact = [g for g in self.grants if g.contact] if required else self.grants
         if contact is not None:
-            by_contact = [g for g in self.grants if g.contact == contact or (not required and g.contact == b"")]
-            if self.grants and not by_contact:
-                return [], "contact_not_covered"
-        elif required and len({g.contact for g in by_contact if self._flaw(g, self._expiry(g)) is None}) > 1:
-            return [], "contact_required"
+            by_contact = [g for g in by_contact if g.contact in (b"", contact)]
+        if self.grants and not by_contact:
+            return [], "contact_not_covered"
+        if contact is None and required:
+            live = {g.contact for g in by_contact if self._flaw(g, self._expiry(g)) is None}
+            if len(live) > 1:
+                return [], "contact_required"
         covering = [grant for grant in by_contact if grant.recipient in (ANY, self.ask.recipient)]
         return covering, "recipient_not_covered" if by_contact and not covering else None
 
-    def _flaw(self, grant: State, expiry: datetime | None) -> tuple[datetime, Decision] | None:
-        """Why a grant does not carry the processing, and since when; None when it does."""
+    def _flaw(self, grant: State, expiry: datetime | None) -> tuple[State, Decision] | None:
+        """Why a grant does not carry the processing, and the row that says so; None when it does."""
         if self.blocks and (block := self._outweighed(grant)) is not None:
-            return block.occurred_at, _deny(_said(block), "withdrawal", block)
+            return block, _deny(_said(block), "withdrawal", block)
         reason: Reason | None = None
         until: datetime | None = None
         if grant.occurred_at > self.now:
@@ -258,7 +288,7 @@ class _Question:
             reason = "explicit_needed"
         else:
             reason = self._age()
-        return None if reason is None else (grant.occurred_at, _deny(reason, "consent", grant, until))
+        return None if reason is None else (grant, _deny(reason, "consent", grant, until))
 
     def _outweighed(self, grant: State) -> State | None:
         """The no that a grant has to give way to: one as late or later, or one of stronger evidence, whenever it was.
@@ -291,18 +321,18 @@ class _Question:
             minimum = 16 if known is None else known.digital_consent_age
         return "guardian_missing" if self.ask.context.age < minimum else None
 
-    def _why_not(self, flaws: list[tuple[datetime, Decision]], gap: Reason | None) -> Decision:
+    def _why_not(self, flaws: list[tuple[State, Decision]], gap: Reason | None) -> Decision:
         """The denial that tells most: the latest event about the question, else what the grants leave uncovered."""
         events = list(flaws)
         events += [
-            (request.occurred_at, _deny("requested", "consent", request))
+            (request, _deny("requested", "consent", request))
             for request in self.requests
-            if self.ask.contact is None or request.contact in (b"", self.ask.contact)
+            if self._same_contact(request)
         ]
         if gap is None:
-            events += [(block.occurred_at, _deny(_said(block), "withdrawal", block)) for block in self.blocks]
+            events += [(block, _deny(_said(block), "withdrawal", block)) for block in self.blocks]
         if events:
-            return max(events, key=lambda event: event[0])[1]
+            return max(events, key=lambda event: _rank(event[0]))[1]
         if gap is not None:
             return _deny(gap, "scope")
         return _deny("channel_not_covered", "scope") if self.elsewhere else _deny("no_record", "consent")
@@ -313,8 +343,9 @@ def _said(block: State) -> Reason:
     return cast("Reason", block.status)
 
 
-def _rank(state: State) -> tuple[datetime, int, UUID]:
-    return state.rank
+def _rank(state: State) -> tuple[tuple[datetime, int, UUID], StateKey]:
+    """Total over all rows of a person, those of one act included."""
+    return state.rank, state.key
 
 
 def _later(one: datetime | None, other: datetime | None) -> bool:

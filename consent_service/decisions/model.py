@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated, Literal
 from uuid import UUID
 
@@ -10,7 +9,8 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from consent_service.decisions.decide import Context, Reason
-from consent_service.states import Status
+from consent_service.ledger import REVISION
+from consent_service.states import Moment, Status
 from consent_service.subjects import MAX_ID, Subject
 
 MAX_CHECKS = 10_000
@@ -25,7 +25,7 @@ class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     contact: Annotated[str, Meta(min_length=1, max_length=MAX_ID)] | None = None
     recipient: Annotated[str, Meta(max_length=64)] | None = None
     context: Context = Context()
-    at_least: Annotated[str, Meta(max_length=32, examples=["1.42"])] | None = None
+    at_least: Annotated[str, Meta(pattern=REVISION, examples=["1.42"])] | None = None
     """A `rev` that an earlier answer gave: the answer will not be older."""
     require: Literal["fresh"] | None = None
     """`fresh`: read the database for this answer."""
@@ -56,9 +56,9 @@ class ExplainedRecord(msgspec.Struct, frozen=True):
     channel: str | None
     recipient: str | None
     status: Status
-    occurred_at: datetime
-    recorded_at: datetime
-    expires_at: datetime | None
+    occurred_at: Moment
+    recorded_at: Moment
+    expires_at: Moment | None
     evidence_grade: str
     method: str | None
     notice: ExplainedNotice | None
@@ -87,13 +87,13 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     reason: Reason
     basis: Literal["record", "no_record", "stale_record", "outage_default"]
     """What the answer rests on."""
-    valid_until: datetime | None
+    valid_until: Moment | None
     reuse_ms: int
     """How long the caller may use this answer again without asking."""
     rev: str
     policy: int
     record: UUID | None
-    as_of: datetime
+    as_of: Moment
     age_ms: int
     explain: Explanation | UnsetType = UNSET
 
@@ -128,7 +128,7 @@ class PurposeState(msgspec.Struct, frozen=True):
     status: Status | None
     allow: bool
     reason: Reason
-    valid_until: datetime | None
+    valid_until: Moment | None
     record: UUID | None
 
 
@@ -137,7 +137,7 @@ class SubjectState(msgspec.Struct, frozen=True):
 
     subject: Subject
     rev: str
-    as_of: datetime
+    as_of: Moment
     policy: int
     states: list[PurposeState]
 
@@ -147,7 +147,8 @@ class HistoryEvent(msgspec.Struct, frozen=True):
 
     index: int
     sequence: int
-    event: msgspec.Raw
+    event: Annotated[msgspec.Raw, Meta(extra_json_schema={"$ref": "#/components/schemas/Event"})]
+    """As it was written, byte for byte."""
 
 
 class History(msgspec.Struct, frozen=True):

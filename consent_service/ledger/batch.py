@@ -3,7 +3,7 @@
 What goes wrong with a commit is told to the callers it concerns:
 
 - an item that the database refuses (SQLSTATE class 22, 23) is found by halving the batch; the others still commit;
-- a serialisation failure or deadlock (class 40) is tried again;
+- a serialisation failure or deadlock (class 40), or a head that somebody else holds too long, is tried again;
 - a lost connection leaves the outcome unknown. The same batch is committed once more: the commit takes the head's lock
   and finds, by idempotency key, whatever had been committed before. Only if that fails too do callers hear of it.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeAlias, TypeVar
+from typing import Generic, TypeAlias, TypeVar, cast
 
 import asyncpg
 
@@ -24,6 +24,12 @@ Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 Work: TypeAlias = Callable[[Sequence[Item]], Awaitable[Sequence[Answer | Exception]]]
 """Does a batch: an answer or an error for each item."""
+
+_BUSY = (
+    asyncpg.TransactionRollbackError,
+    asyncpg.LockNotAvailableError,  # somebody else holds the head
+    asyncpg.IdleInTransactionSessionTimeoutError,  # we held it, and stood still
+)
 
 MAX_BATCH = 256
 _TRIES = 4
@@ -46,7 +52,6 @@ class Batcher(Generic[Item, Answer]):
         if len(self._running) < self._parallel:
             task = asyncio.create_task(self._run())
             self._running.add(task)
-            task.add_done_callback(self._running.discard)
         return await future
 
     async def close(self) -> None:
@@ -55,6 +60,14 @@ class Batcher(Generic[Item, Answer]):
             await asyncio.wait(self._running)
 
     async def _run(self) -> None:
+        try:
+            await self._empty()
+        finally:
+            # In the same turn as the last look at the queue: a done callback comes a turn later, and whatever was
+            # submitted in between would wait for nobody.
+            self._running.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+
+    async def _empty(self) -> None:
         # One turn of the loop lets requests that arrived together share a batch.
         await asyncio.sleep(0)
         while self._queue:
@@ -87,7 +100,7 @@ def group_commit(commit: Work[Item, Answer]) -> Work[Item, Answer]:
                     return [refused]
                 middle = len(items) // 2
                 return [*await settle(items[:middle]), *await settle(items[middle:])]
-            except (*db.LOST, asyncpg.TransactionRollbackError, Unavailable):
+            except (*db.LOST, *_BUSY, Unavailable):
                 await asyncio.sleep(_FIRST_PAUSE_S * 4**attempt)
         return [Unavailable()] * len(items)
 

@@ -10,7 +10,9 @@ import msgspec
 from consent_service import db
 from consent_service.errors import Frozen, NotFound
 
-_REVISION = re.compile(r"([0-9]{1,9})\.([0-9]{1,18})", re.ASCII)
+REVISION = r"^([0-9]{1,9})\.([0-9]{1,18})$(?!\n)"
+"""The form of a revision on the wire."""
+_REVISION = re.compile(REVISION, re.ASCII)
 
 
 class Revision(msgspec.Struct, frozen=True, order=True):
@@ -22,7 +24,7 @@ class Revision(msgspec.Struct, frozen=True, order=True):
     @classmethod
     def parse(cls, text: str) -> Revision | None:
         """Read a `rev` that we gave out; None for anything else."""
-        match = _REVISION.fullmatch(text)
+        match = _REVISION.match(text)
         return None if match is None else cls(int(match[1]), int(match[2]))
 
     def __str__(self) -> str:

@@ -23,6 +23,9 @@ from .conftest import Live, grant, problem, somebody
 OVER_A_LIMIT: dict[str, str] = {}
 """`y_` cases that we refuse although they are JSON, by name, with the reason: none is deep or long enough."""
 
+TWICE = {"y_object_duplicated_key.json", "y_object_duplicated_key_and_value.json"}
+"""JSON in which a name stands twice: may be refused as a body that cannot be accepted (see test_http.py)."""
+
 Post = Callable[[str, bytes], Awaitable[httpx.Response]]
 _AT_ONCE = 8
 _PLACE = b'"@"'
@@ -81,14 +84,11 @@ async def test_cases_in_evidence(live: Live, json_cases: dict[str, bytes]) -> No
     answers = await ask_all(live.post, [(name, in_evidence(case, subjects[name])) for name, case in json_cases.items()])
     assert faults(answers) == []
     accepted = [name for name, answer in answers.items() if answer.status_code == 201]
-    assert {name for name in json_cases if name.startswith("y_")} - OVER_A_LIMIT.keys() == {
-        name for name in accepted if name.startswith("y_")
-    }
+    assert {n for n in json_cases if n.startswith("y_")} - set(accepted) <= TWICE | OVER_A_LIMIT.keys()
+    assert len(accepted) > 90
     stored = {name: await live.events(subject) for name, subject in subjects.items()}
     assert [name for name, events in stored.items() if len(events) != (name in accepted)] == []
-    changed = [
-        name for name in accepted if not same(stored[name][0]["evidence"], {"x": json.loads(json_cases[name])})
-    ]
+    changed = [name for name in accepted if not same(stored[name][0]["evidence"], {"x": json.loads(json_cases[name])})]
     assert changed == []
 
 
@@ -108,7 +108,7 @@ async def test_a_wrong_field_before_the_fault_hides_nothing(live: Live, json_cas
 async def test_control_a_lenient_decoder_is_found_out(
     tenant: Tenant, json_cases: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lenient(raw: bytes, kind: Any) -> Any:
+    def lenient(raw: bytes, kind: Any, **_: Any) -> Any:
         try:
             return msgspec.convert(json.loads(raw), kind, strict=True)
         except ValueError:

@@ -126,6 +126,7 @@ class Demo:
                 env=clean_environment() | (environment or {}),
             )  # fmt: skip
         self.facts: dict[str, Any] = {}
+        _started.append(self)
 
     @property
     def pid(self) -> int:
@@ -176,6 +177,9 @@ class Demo:
         return self.process.wait(patience)
 
 
+_started: list[Demo] = []
+
+
 def clean_environment() -> dict[str, str]:
     """Without the settings of whoever runs the tests, except which PostgreSQL the suite runs on."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("CONSENT_", "PG", "DATABASE_"))}
@@ -195,7 +199,11 @@ def new_place() -> Iterator[Path]:
         for pid in processes(folder):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        within(10, lambda: not processes(folder))
+        for demo in _started:
+            if demo.place == folder:
+                demo.process.wait(10)
+        _started[:] = [demo for demo in _started if demo.place != folder]
+        assert within(10, lambda: not processes(folder))
         shutil.rmtree(folder)
     assert not left, left
 

@@ -1,0 +1,361 @@
+"""The command line: what each command says, what it answers a program, and with which code it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+from faults.conftest import CONSENT, Demo, clean_environment, copied, demo_data, new_place, processes, running, within
+
+from consent_service import cli, db
+from consent_service.policies import find
+
+
+@pytest.fixture(scope="module")
+def template() -> Iterator[Path]:
+    with demo_data() as data:
+        yield data
+
+
+@pytest.fixture
+def place(template: Path) -> Iterator[Path]:
+    """A folder with a copy of the template as `data`, which commands run in."""
+    with new_place() as folder:
+        copied(template, folder)
+        yield folder
+
+
+@pytest.fixture
+def bare() -> Iterator[Path]:
+    with new_place() as folder:
+        yield folder
+
+
+def consent(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end in the folder."""
+    return subprocess.run(
+        [CONSENT, *arguments], check=False, capture_output=True, text=True, cwd=folder, timeout=60,
+        env=clean_environment() | environment, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def commands(group: click.Group, *above: str) -> Iterator[tuple[str, ...]]:
+    for name, command in group.commands.items():
+        yield (*above, name)
+        if isinstance(command, click.Group):
+            yield from commands(command, *above, name)
+
+
+COMMANDS = [(), *commands(cli.consent)]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_has_help(command: tuple[str, ...]):
+    for flag in ("--help", "-h"):
+        helped = CliRunner().invoke(cli.consent, [*command, flag], prog_name="consent")
+        assert helped.exit_code == 0
+        assert helped.stdout.startswith(" ".join(["Usage: consent", *command]))
+    found: Any = cli.consent
+    for name in command:
+        found = found.commands[name]
+    assert found.help
+    assert isinstance(found, click.Group) or any("--json" in option.opts for option in found.params)
+
+
+def test_the_installed_command_is_this_one(bare: Path):
+    helped = consent(bare, "--help")
+    assert (helped.returncode, helped.stderr) == (0, "")
+    assert helped.stdout == CliRunner().invoke(cli.consent, ["--help"], prog_name="consent").stdout
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [["nothing"], ["demo", "--nothing"], ["demo", "--port", "many"], ["policy", "plan"], ["policy", "nothing"]],
+    ids=" ".join,
+)
+def test_wrong_usage_is_2(bare: Path, wrong: list[str]):
+    done = consent(bare, *wrong)
+    assert done.returncode == 2
+    assert "Usage: consent" in done.stderr
+    assert done.stdout == ""
+    assert list(bare.iterdir()) == []
+
+
+def test_the_openapi_file_is_json(bare: Path):
+    for more in ([], ["--json"]):
+        assert json.loads(consent(bare, "openapi", *more).stdout)["openapi"].startswith("3.")
+
+
+# Settings
+
+
+def test_wrong_settings_are_all_named_with_their_origin(bare: Path):
+    (bare / "consent.toml").write_text('pool = 1\nlog_level = "loud"\nuncle = "Bob"\nworkers = "two"\n')
+    done = consent(bare, "serve", "--port", "70000", CONSENT_STOP_S="soon", CONSENT_SECRET="short", DATABASE_URL="x")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    for origin, name in (
+        ("consent.toml", "pool"), ("consent.toml", "log_level"), ("consent.toml", "uncle"),
+        ("consent.toml", "workers"), ("--port", "port"), ("CONSENT_STOP_S", "stop_s"), ("CONSENT_SECRET", "secret"),
+    ):  # fmt: skip
+        assert f"\n  {origin}: {name} " in done.stderr, (origin, name, done.stderr)
+    assert "short" not in done.stderr.replace("shorter", "")  # no value of a secret is repeated
+    assert [entry.name for entry in bare.iterdir()] == ["consent.toml"]
+
+
+def test_what_is_missing_is_said_together_with_what_is_wrong(bare: Path):
+    url = "postgresql://nobody@127.0.0.1:1/none"
+    done = consent(bare, "serve", DATABASE_URL=url, CONSENT_PORT="many", CONSENT_WORKERS="0")
+    assert done.returncode == 2
+    assert "CONSENT_SECRET is missing" in done.stderr
+    assert "CONSENT_PORT: port " in done.stderr
+    assert "CONSENT_WORKERS: workers " in done.stderr
+    only = consent(bare, "serve", "--json", DATABASE_URL=url)
+    assert only.returncode == 2
+    assert "CONSENT_SECRET is missing" in json.loads(only.stdout)["error"]
+    assert "Traceback" not in done.stderr + only.stderr
+
+
+def test_the_command_line_wins_over_the_environment_over_the_file(bare: Path):
+    (bare / "consent.toml").write_text('host = "999.0.0.1"\nworkers = 0\nport = -1\n')
+    done = consent(bare, "serve", "--port", "70000", CONSENT_WORKERS="99", CONSENT_PORT="80000")
+    assert done.returncode == 2
+    assert "--port: port " in done.stderr
+    assert "CONSENT_WORKERS: workers " in done.stderr
+    assert "CONSENT_PORT" not in done.stderr
+
+
+@pytest.mark.parametrize("text", [b"port = ", b"\xff\xfe", b"port = 1\nport = 2"])
+def test_a_file_that_cannot_be_read_is_said(bare: Path, text: bytes):
+    (bare / "consent.toml").write_bytes(text)
+    done = consent(bare, "serve")
+    assert done.returncode == 2
+    assert "consent.toml cannot be read" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "url"),
+    [
+        ("serve --port 0", "postgresql://nobody@127.0.0.1:1/none"),
+        ("policy plan demo", "postgresql://nobody@127.0.0.1:1/none"),
+        ("migrate", "no address at all"),
+        ("migrate", "postgresql://x@/x?host=/nowhere"),
+        ("migrate", "mysql://x"),
+    ],
+)
+def test_a_database_that_is_not_there_is_2(bare: Path, command: str, url: str):
+    done = consent(bare, *command.split(), DATABASE_URL=url, CONSENT_SECRET="s" * 40)
+    assert done.returncode == 2
+    assert "DATABASE_URL" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# Starting
+
+
+def test_a_taken_port_is_said_at_once_and_leaves_nothing(bare: Path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        began = time.monotonic()
+        done = consent(bare, "demo", "--port", str(port), "--data", "data", "--ready-file", "ready")
+        assert time.monotonic() - began < 10
+    assert done.returncode == 2
+    assert f"Port {port} on 127.0.0.1 cannot be used" in done.stderr
+    assert "--port" in done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert not processes(bare)
+    assert not (bare / "ready").exists()
+
+
+@pytest.mark.parametrize("host", ["999.1.1.1", "no.such.host.invalid", "203.0.113.7", "ü" * 70, "::g"])
+def test_an_address_that_is_not_ours_is_2(bare: Path, host: str):
+    done = consent(bare, "demo", "--port", "0", "--host", host, "--data", "data")
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert not processes(bare)
+
+
+@pytest.mark.parametrize(
+    "data", ["/proc/none", "/dev/null", "/dev/null/data", "file", "d" * 300, "/sys/none", "\udcff\udcfe/" + "x" * 300]
+)
+def test_a_data_folder_that_cannot_be_is_2(bare: Path, data: str):
+    (bare / "file").touch()
+    done = consent(bare, "demo", "--port", "0", "--data", data)
+    assert done.returncode == 2, done.stderr
+    assert "--data" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not processes(bare)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_data_folder_that_may_not_be_written_is_2(bare: Path):
+    (bare / "locked").mkdir(mode=0o500)
+    done = consent(bare, "demo", "--port", "0", "--data", "locked/data")
+    assert done.returncode == 2
+    assert "--data" in done.stderr
+
+
+@pytest.mark.parametrize("file", ["nowhere/ready", "data", "/proc/ready", "file/ready"])
+def test_a_ready_file_that_cannot_be_written_is_2(place: Path, file: str):
+    (place / "file").touch()
+    done = consent(place, "demo", "--port", "0", "--data", "data", "--ready-file", file)
+    assert done.returncode == 2, done.stderr
+    assert "ready file" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not processes(place)
+
+
+def test_the_ready_file_of_an_earlier_run_is_never_taken_for_this_one(place: Path):
+    with running(place) as demo:
+        kept = demo.ready_file.read_bytes()
+        assert json.loads(kept)["pid"] == demo.pid
+        assert oct(demo.ready_file.stat().st_mode & 0o777) == "0o600"
+    stale = place / "stale.json"
+    stale.write_bytes(kept)
+    again = Demo(place, "--ready-file", str(stale))  # the last one counts
+    try:
+        assert within(20, lambda: not stale.exists())
+        assert within(20, stale.exists)
+        assert json.loads(stale.read_bytes())["pid"] == again.pid
+    finally:
+        assert again.stop() == 0
+
+
+def test_demo_prints_one_json_object(place: Path):
+    with running(place, "--json") as demo:
+        facts = next(json.loads(line) for line in demo.said().splitlines() if line.startswith('{"url"'))
+        assert facts == demo.facts
+        assert set(facts) == {"url", "tenant", "keys", "pid"}
+        assert set(facts["keys"]) == {"service", "publishable", "dpo"}
+        assert facts["tenant"] == "demo"
+        assert facts["pid"] == demo.pid
+
+
+def test_serve_and_demo_on_a_database_of_ones_own(place: Path):
+    with running(place) as owner:
+        given = {"DATABASE_URL": owner.database_url(), "CONSENT_SECRET": (place / "data" / "secret").read_text()}
+        with running(place, data=place / "none", command="serve", environment=given) as other:
+            assert other.facts["keys"] == {}
+            other.facts["keys"] = owner.keys
+            with owner.client() as one, other.client() as two:
+                assert one.record("ada").status == 201
+                assert two.check("ada").allow == (True, "consent")
+            assert not (place / "none").exists()
+        with running(place, data=place / "other", environment=given) as demo, demo.client() as client:
+            assert client.check("ada").allow == (True, "consent")
+            assert not (place / "other" / "pg").exists()
+
+
+# The database and policies
+
+
+def test_migrate_brings_forward_once(bare: Path):
+    names = [name for name, _ in db.migrations().values()]
+    first = consent(bare, "migrate", "--json")
+    assert (first.returncode, json.loads(first.stdout)) == (0, {"applied": names}), first.stderr
+    again = consent(bare, "migrate", "--json")
+    assert (again.returncode, json.loads(again.stdout)) == (0, {"applied": []})
+    assert consent(bare, "migrate").stdout == "The schema is up to date.\n"
+    assert not processes(bare)
+
+
+def edit(folder: Path, file: str, old: str, new: str) -> None:
+    path = folder / file
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+def spoiled(place: Path) -> Path:
+    return Path(shutil.copytree(find("demo"), place / "policy"))
+
+
+def test_lint_good_and_bad(bare: Path):
+    good = consent(bare, "policy", "lint", "demo", "--json")
+    assert good.returncode == 0
+    assert json.loads(good.stdout)["purposes"] == 14
+    assert consent(bare, "policy", "lint", "demo").stdout == "demo: 14 purposes, 4 notices, no errors.\n"
+    folder = spoiled(bare)
+    edit(folder, "purposes/analytics.toml", 'channels = ["web", "app"]', 'channels = ["web", "ape"]')
+    edit(folder, "purposes/profiling.toml", "legal_basis", "legal_bases")
+    for more in ([], ["--json"]):
+        bad = consent(bare, "policy", "lint", "policy", *more)
+        assert bad.returncode == 1
+        assert "analytics.toml" in bad.stderr
+        assert "profiling.toml" in bad.stderr
+        assert "Traceback" not in bad.stderr
+    told = json.loads(bad.stdout)
+    assert len(told["errors"]) >= 2
+    assert all({"pointer", "detail"} == set(error) for error in told["errors"])
+    missing = consent(bare, "policy", "lint", "nowhere")
+    assert missing.returncode == 1
+    assert "`demo`" in missing.stderr
+
+
+def test_plan_and_apply_say_in_words_what_changes_and_whom_it_touches(place: Path):
+    folder = spoiled(place)
+    with running(place) as demo, demo.client() as client:
+        for number in range(3):
+            assert client.record(f"person-{number}").status == 201
+        same = consent(place, "policy", "plan", "policy", "--data", "data")
+        assert (same.returncode, same.stdout) == (0, "Nothing changes; version 1 is in force.\n"), same.stderr
+
+        edit(folder, "purposes/marketing.email.toml", 'valid_for = "P24M"', 'valid_for = "P12M"')
+        planned = consent(place, "policy", "plan", "policy", "--data", "data")
+        assert planned.returncode == 0
+        assert "purpose marketing.email" in planned.stdout
+        assert "3 subjects" in planned.stdout
+        told = json.loads(consent(place, "policy", "plan", "policy", "--data", "data", "--json").stdout)
+        assert told["version"] == 1
+        assert told["subjects"] == {"marketing.email": 3}
+        assert [change["kind"] for change in told["changes"]] == ["changed"]
+        assert json.loads(consent(place, "policy", "plan", "policy", "--data", "data", "--json").stdout) == told
+
+        applied = consent(place, "policy", "apply", "policy", "--data", "data")
+        assert (applied.returncode, applied.stdout) == (0, planned.stdout), applied.stderr
+        assert client.check("person-0").body["policy"] == 2
+        assert client.record("person-9").status == 201
+        again = consent(place, "policy", "apply", "policy", "--data", "data")
+        assert (again.returncode, again.stdout) == (0, "Nothing changes; version 2 is in force.\n")
+
+
+def test_a_change_of_what_people_were_shown_is_refused(place: Path):
+    folder = spoiled(place)
+    edit(folder, "notices/web-banner/1/notice.toml", "First version.", "The first version.")
+    for command in ("plan", "apply"):
+        for more in ([], ["--json"]):
+            done = consent(place, "policy", command, "policy", "--data", "data", *more)
+            assert done.returncode == 1, done.stderr
+            assert "web-banner" in done.stdout + done.stderr
+            assert "Traceback" not in done.stderr
+            if more:
+                json.loads(done.stdout)
+    done = consent(place, "policy", "plan", "demo", "--data", "data")
+    assert done.stdout == "Nothing changes; version 1 is in force.\n"  # the refused one left nothing
+    assert not processes(place)
+
+
+def test_the_first_plan_of_a_tenant_makes_nothing_of_it(place: Path):
+    folder = spoiled(place)
+    edit(folder, "tenant.toml", 'id = "demo"', 'id = "kestrel"')
+    for _ in range(2):
+        planned = consent(place, "policy", "plan", "policy", "--data", "data")
+        assert planned.returncode == 0, planned.stderr
+        assert "tenant kestrel is added" in planned.stdout
+    assert consent(place, "policy", "apply", "policy", "--data", "data").returncode == 0
+    assert "Nothing changes" in consent(place, "policy", "plan", "policy", "--data", "data").stdout

@@ -1,0 +1,44 @@
+"""The welcome: what it prints can be pasted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+
+import pytest
+from faults.conftest import new_place, running
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl on this machine")
+def test_the_printed_commands_work_when_pasted():
+    with new_place() as place:
+        with running(place) as demo:
+            said = demo.said()
+            lines = [line.strip() for line in said.splitlines() if line.startswith("  curl ")]
+            assert len(lines) == 2
+            for _ in range(2):  # pasted twice, too
+                recorded, checked = (paste(line) for line in lines)
+                assert recorded["effective"] is True
+                assert checked["allow"] is True
+                assert checked["reason"] == "consent"
+                assert checked["record"] == recorded["event"]
+            assert all(key in said for key in demo.keys.values())
+            assert f"{demo.url}/docs" in said
+            assert "<html" in subprocess.run(
+                ["curl", "-sf", f"{demo.url}/docs"], check=True, capture_output=True, text=True, timeout=20
+            ).stdout  # fmt: skip
+        with running(place, data=demo.data) as again:
+            assert again.keys == demo.keys
+            lines = [line.strip() for line in again.said().splitlines() if line.startswith("  curl ")]
+            assert next(paste(line) for line in lines) == recorded
+        assert (place / "data").stat().st_mode & 0o777 == 0o700
+        assert (place / "data" / "keys.json").stat().st_mode & 0o777 == 0o600
+        assert (place / "data" / "secret").stat().st_mode & 0o777 == 0o600
+
+
+def paste(line: str) -> dict[str, object]:
+    done = subprocess.run(["sh", "-c", line], check=True, capture_output=True, text=True, timeout=20)
+    answer = json.loads(done.stdout)
+    assert isinstance(answer, dict)
+    return answer
