@@ -1,6 +1,6 @@
 """The consent state: what remains of a person's records once only the current ones count.
 
-A state row belongs to one identifier × purpose × channel × contact × recipient and has one of six slots. In each slot
+A state row belongs to one identifier × purpose × channel × contact × recipient and has one of seven slots. In each slot
 and evidence grade the record with the latest `occurred_at` stands; nothing is ever merged across slots. The fold is
 therefore commutative, associative and idempotent: records may arrive in any order, from any edge, more than once, and
 the rows come out the same. What the rows *mean* together is for `decisions.decide` alone.
@@ -15,6 +15,7 @@ from uuid import UUID
 import msgspec
 from msgspec import Meta
 
+from consent_service.policies import EXPLICIT_METHODS
 from consent_service.subjects import Subject
 
 Status = Literal[
@@ -42,6 +43,8 @@ class Slot:
     RESTRICTION: Final = 4
     OBJECTION: Final = 5
     """A slot of its own: a withdrawal of consent, however late, takes nothing from an objection to another basis."""
+    EXPLICIT: Final = 6
+    """A grant by an express statement: a mere click, however late, takes nothing from it."""
 
 
 SLOT: dict[str, int] = {
@@ -112,6 +115,11 @@ class State(msgspec.Struct, frozen=True):
     def rank(self) -> tuple[datetime, int, UUID]:
         """Of two rows with the same key the one with the greater rank stands; total, so that no order matters."""
         return (self.occurred_at, _CAUTION[self.status], self.event)
+
+
+def slot_of(status: Status, method: str | None) -> int:
+    """The slot of a record."""
+    return Slot.EXPLICIT if status in GRANTS and method in EXPLICIT_METHODS else SLOT[status]
 
 
 Standing = dict[StateKey, State]

@@ -39,9 +39,9 @@ class Hasher:
         """What a contact is looked up by."""
         return self._hash(b"contact", normal_contact(value))
 
-    def idempotency_key(self, value: str) -> bytes:
+    def idempotency_key(self, value: str, part: bytes) -> bytes:
         """Callers put order numbers and names into their keys: those are kept as hashes too."""
-        return self._hash(b"idempotency", value)
+        return self._hash(b"idempotency " + part, value)
 
     def _hash(self, kind: bytes, value: str) -> bytes:
         return hmac.digest(self._key, kind + b"\0" + value.encode(), hashlib.sha256)[:16]

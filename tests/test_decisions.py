@@ -21,9 +21,9 @@ import msgspec
 import pytest
 from conftest import Tenant, Tenants
 
-from consent_service import auth, clock, decode, demo, policies
-from consent_service.consents.model import ConsentBody
-from consent_service.consents.write import BatchRow, _Batch, _Ledger
+from consent_service import auth, clock, demo, policies
+from consent_service.consents.prepare import prepare, read
+from consent_service.consents.write import BatchRow, _Batch
 from consent_service.decisions import REASONS, Ask, Context, decide
 from consent_service.errors import Invalid
 from consent_service.ledger import Head
@@ -188,7 +188,6 @@ class Pure:
         self.policy = policy
         self.now = base
         self.hasher = Hasher(b"for tests only", 1)
-        self.ledger = _Ledger(None, None, self.hasher, 1)  # type: ignore[arg-type] -- neither is asked
         self.batch = _Batch(self._head())
         self.rows: list[State] = []
 
@@ -200,8 +199,7 @@ class Pure:
         credential = auth.Credential(1, key, kind, key, scopes, frozenset(), None)
         self.now += timedelta(milliseconds=1)
         self.batch.head = self._head()
-        wanted = decode.body(msgspec.json.encode(body), ConsentBody)
-        act, errors = self.ledger._prepare(self.policy, 1, wanted, credential, None)
+        act, errors = prepare(self.policy, 1, read(msgspec.json.encode(body)), credential, None, self.hasher)
         if errors or act is None:
             return False, {"errors": msgspec.to_builtins(errors)}
         answer = self.batch.add(act, BatchRow(None, None, len(self.batch.events)))

@@ -76,7 +76,9 @@ def _remedy(record: Prepared, decision: Decision) -> str | None:
             return "An earlier no outweighs this: it takes a later act of the person, on evidence at least as strong."
         case Slot.GRANT if not decision.allow and decision.reason not in _PENDING:
             return REASONS[decision.reason]
-        case Slot.BLOCK | Slot.RESTRICTION if decision.allow and record.status != "restriction_lifted":
+        case Slot.BLOCK | Slot.OBJECTION | Slot.RESTRICTION if decision.allow and record.status != "restriction_lifted":
+            if record.purpose == ALL_PURPOSES and decision.reason == "basis_applies":
+                return None  # "everything" means everything that can be withdrawn
             return (
                 "A later consent of the person stands; record the no with its true time, or without one."
                 if decision.reason == "consent"

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import msgspec
 
-from consent_service import decode
+from consent_service import clock, decode, ids
 from consent_service.auth import Credential
-from consent_service.consents.model import MAX_RECORDS, ConsentBody, Record, Shown
-from consent_service.errors import FieldError
+from consent_service.consents.model import ConsentBody, Record, Shown
+from consent_service.errors import FieldError, Invalid, KeyMissing
 from consent_service.policies import GRADES, Method, Notice, Policy, Purpose
 from consent_service.states import ALL_PURPOSES, ANY, GRANTS, RESTRICTIVE, SLOT, Slot, Status
 from consent_service.subjects import MAX_ID, Hasher, Subject, id_errors
@@ -22,7 +22,7 @@ CLOCK_SKEW = timedelta(seconds=5)
 _EARLIEST = datetime(1990, 1, 1, tzinfo=UTC)
 _ATTESTED_ONLY = frozenset({"confirmed", "applies", "ceased", "restricted", "restriction_lifted"})
 _WITH_NOTICE = GRANTS | {"requested"}
-WITHOUT_KEY = RESTRICTIVE | {"ceased", "restricted"}
+_WITHOUT_KEY = RESTRICTIVE | {"ceased", "restricted"}
 FOR_ALL = RESTRICTIVE | {"restricted", "restriction_lifted"}
 
 
@@ -64,22 +64,21 @@ def grade_of(credential: Credential, method: Method | None) -> int:
     return GRADES.index("anonymous_device" if credential.kind == "publishable" else "service_attested")
 
 
-class Preparation:
+class _Preparation:
     """Checks one body against a policy; collects every field error."""
 
-    def __init__(
-        self, policy: Policy, body: ConsentBody, credential: Credential, hasher: Hasher, now: datetime
-    ) -> None:
+    def __init__(self, policy: Policy, sent: Sent, credential: Credential, hasher: Hasher, now: datetime) -> None:
         self.policy = policy
-        self.body = body
+        self.body = sent.body
         self.attested = "write:attested" in credential.scopes
         self.hasher = hasher
         self.now = now
-        self.errors: list[FieldError] = []
+        self.errors: list[FieldError] = list(id_errors(self.body.subject.id, "/subject/id"))
+        self.nameless = bool(self.errors)
+        """Whether the subject cannot be meant, so that nothing may be written."""
         self.notice = self._notice()
-        self.errors += id_errors(body.subject.id, "/subject/id")
-        self.subject_errors = bool(self.errors) and any(e.pointer == "/subject/id" for e in self.errors)
-        self.records = [self._record(index, record) for index, record in enumerate(body.records)]
+        prepared = [self._record(place, record) for place, record in zip(sent.places, self.body.records, strict=True)]
+        self.records = [record for record in prepared if record is not None]
 
     def _notice(self) -> Notice | None:
         shown = self.body.notice
@@ -105,8 +104,8 @@ class Preparation:
             self.errors.append(FieldError("/notice/language", f"is none of this notice's languages: {known}"))
         return notice
 
-    def _record(self, index: int, record: Record) -> Prepared | None:
-        pointer = f"/records/{index}"
+    def _record(self, place: int, record: Record) -> Prepared | None:
+        pointer = f"/records/{place}"
         before = len(self.errors)
         if record.purpose == ALL_PURPOSES and record.status in FOR_ALL:
             purpose = None
@@ -209,31 +208,129 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-def salvage(raw: bytes) -> ConsentBody | None:
-    """The restrictive records of a body that is otherwise wrong: a no stands, whatever stands beside it."""
+# -- reading a body, whatever of it can be read -----------------------------------------------------------------------
+
+
+class Sent(NamedTuple):
+    """A body as far as it has the right shape."""
+
+    body: ConsentBody
+    places: Sequence[int]
+    """Where each of its records stood."""
+    errors: tuple[FieldError, ...]
+    """What had the wrong shape, and is left out."""
+
+
+def read(raw: bytes) -> Sent:
+    """Decode a body. A no stands, whatever stands beside it: so a wrong shape elsewhere does not end the reading.
+
+    Raises:
+        Malformed, Invalid: there is no JSON, no subject, or no list of records.
+    """
     try:
-        tree = msgspec.json.decode(raw)
+        body = decode.body(raw, ConsentBody, unique=True)
+    except Invalid as error:
+        rest = _salvage(msgspec.json.decode(raw), error.errors)
+        if rest is None:
+            raise
+        return rest
+    return Sent(body, range(len(body.records)), ())
+
+
+def _salvage(tree: Any, errors: tuple[FieldError, ...]) -> Sent | None:
+    try:
         subject = msgspec.convert(tree["subject"], Subject, strict=True)
-        listed = [r for r in tree["records"][:MAX_RECORDS] if isinstance(r, dict) and r.get("status") in RESTRICTIVE]
+        found = [(place, _salvaged(entry)) for place, entry in enumerate(tree["records"])]
     except (msgspec.ValidationError, KeyError, TypeError):
         return None
-    records = [record for entry in listed if (record := _salvaged(entry)) is not None]
-    return ConsentBody(subject=subject, records=tuple(records)) if records else None
+    kept = [(place, record) for place, record in found if record is not None]
+    body = ConsentBody(
+        subject=subject,
+        records=tuple(record for _, record in kept),
+        id=_shaped(tree.get("id"), str),
+        notice=_shaped(tree.get("notice"), Shown),
+        method=_shaped(tree.get("method"), Method),
+        evidence=_shaped(tree.get("evidence"), dict),
+    )
+    return Sent(body, [place for place, _ in kept], errors)
 
 
-def _salvaged(entry: dict[str, Any]) -> Record | None:
-    purpose, channel, recipient = entry.get("purpose"), entry.get("channel"), entry.get("recipient")
-    if not isinstance(purpose, str):
+def _salvaged(entry: Any) -> Record | None:
+    """A record of the right shape; of a no with wrong members, what is right of it."""
+    record: Record | None = _shaped(entry, Record)
+    if record is not None or not isinstance(entry, dict):
+        return record
+    purpose, status = entry.get("purpose"), entry.get("status")
+    if not isinstance(purpose, str) or not isinstance(status, str) or status not in RESTRICTIVE:
         return None
     return Record(
         purpose=purpose,
-        status=entry["status"],
-        channel=channel if isinstance(channel, str) else None,
-        recipient=recipient if isinstance(recipient, str) else None,
+        status=cast("Status", status),
+        channel=_shaped(entry.get("channel"), str),
+        recipient=_shaped(entry.get("recipient"), str),
     )
 
 
-def idempotency_key(in_body: str | None, in_header: str | None) -> tuple[str | None, list[FieldError]]:
+def _shaped(value: Any, kind: Any) -> Any:
+    try:
+        return msgspec.convert(value, kind, strict=True)
+    except msgspec.ValidationError:
+        return None
+
+
+# -- the whole step -------------------------------------------------------------------------------------------------
+
+
+def prepare(
+    policy: Policy, version: int, sent: Sent, credential: Credential, key: str | None, hasher: Hasher
+) -> tuple[Act | None, list[FieldError]]:
+    """The act to write, and what is wrong with the body. With errors the act holds only its noes, or there is none.
+
+    Raises:
+        KeyMissing: nothing is wrong but that a call without a no lacks its key.
+    """
+    body = sent.body
+    prepared = _Preparation(policy, sent, credential, hasher, clock.now())
+    key, key_errors = _idempotency_key(body.id, key)
+    errors = [*sent.errors, *_beyond(sent.errors, prepared.errors), *key_errors]
+    noes = tuple(record for record in prepared.records if record.status in RESTRICTIVE)
+    if not errors and key is None and any(record.status not in _WITHOUT_KEY for record in body.records):
+        if not noes:
+            raise KeyMissing
+        errors = [FieldError("/id", "is missing; a grant needs it, or the header `Idempotency-Key`")]
+    records = noes if errors else tuple(prepared.records)
+    if prepared.nameless or not records:
+        return None, errors
+    notice = prepared.notice
+    act = Act(
+        policy=policy,
+        policy_version=version,
+        credential=credential.id,
+        device=hasher.identifier(body.subject) if credential.kind == "publishable" else b"",
+        # Without a key of its own an act still gets one: it tells after a lost connection whether it was written.
+        # The noes of a refused call have a key beside the caller's, which stays free for the corrected call.
+        key=ids.random() if key is None else hasher.idempotency_key(key, b"noes" if errors else b"whole"),
+        body_hash=_body_hash(body),
+        identifier=hasher.identifier(body.subject),
+        subject=body.subject,
+        records=records,
+        notice=None if notice is None else body.notice,
+        notice_hash=None if notice is None else notice.hash,
+        method=body.method,
+        evidence=body.evidence,
+        grade=grade_of(credential, body.method),
+    )
+    return act, errors
+
+
+def _beyond(shape: tuple[FieldError, ...], found: list[FieldError]) -> Iterator[FieldError]:
+    """What the policy says beyond the errors of shape: a member that was left out for its shape is not missing."""
+    for error in found:
+        if not any(wrong.pointer == error.pointer or wrong.pointer.startswith(f"{error.pointer}/") for wrong in shape):
+            yield error
+
+
+def _idempotency_key(in_body: str | None, in_header: str | None) -> tuple[str | None, list[FieldError]]:
     """The idempotency key: the body's or the header's, there bare or quoted (draft-ietf-httpapi-idempotency-key)."""
     if in_header is not None:
         try:
@@ -252,7 +349,7 @@ def idempotency_key(in_body: str | None, in_header: str | None) -> tuple[str | N
 _SAID = msgspec.json.Encoder(order="sorted")
 
 
-def body_hash(body: ConsentBody) -> bytes:
+def _body_hash(body: ConsentBody) -> bytes:
     """What makes two calls the same: everything but the key itself."""
     said = (body.subject, body.records, body.notice, body.method, body.evidence)
     return hashlib.sha256(_SAID.encode(said)).digest()

@@ -9,35 +9,27 @@ from uuid import UUID
 
 import msgspec
 
-from consent_service import clock, db, decode, ids
+from consent_service import db, ids
 from consent_service.auth import Credential
 from consent_service.consents.answer import recorded
-from consent_service.consents.model import ConsentBody, Shown
-from consent_service.consents.prepare import (
-    WITHOUT_KEY,
-    Act,
-    Preparation,
-    Prepared,
-    body_hash,
-    grade_of,
-    idempotency_key,
-    salvage,
-)
-from consent_service.errors import ConsentError, FieldError, Forbidden, Invalid, KeyMissing, KeyReused
+from consent_service.consents.model import Shown
+from consent_service.consents.prepare import Act, Prepared, Sent, prepare, read
+from consent_service.decisions import Ask, decide
+from consent_service.errors import ConsentError, Forbidden, Invalid, KeyReused
 from consent_service.ledger import Batcher, Head, Revision, group_commit, lock_head, read_head
 from consent_service.policies import GRADES, Policy
 from consent_service.policies.store import Policies
 from consent_service.states import (
+    GRANTS,
     RESTRICTIVE,
-    SLOT,
     Event,
     EventNotice,
     EventRecord,
-    Slot,
     Standing,
     State,
     StateKey,
     fold,
+    slot_of,
 )
 from consent_service.subjects import Hasher, Subject, normal_contact
 
@@ -77,16 +69,7 @@ class Writer:
                 answer to the restrictive records of a call whose grants are refused.
             Unavailable, Frozen: nothing is known to be written; send the same again.
         """
-        ledger = self._ledger(credential.log_id)
-        errors: tuple[FieldError, ...] = ()
-        try:
-            body = decode.body(raw, ConsentBody, unique=True)
-        except Invalid as error:
-            rest = salvage(raw)
-            if rest is None:
-                raise
-            body, errors = rest, error.errors
-        return await ledger.record(body, credential, key, errors)
+        return await self._ledger(credential.log_id).record(read(raw), credential, key)
 
     async def close(self) -> None:
         """Finish what is queued."""
@@ -111,32 +94,49 @@ class _Ledger:
         self.version: int | None = None
         self.batcher: Batcher[Act, bytes] = Batcher(group_commit(self.commit))
 
-    async def record(
-        self, body: ConsentBody, credential: Credential, key: str | None, errors: tuple[FieldError, ...]
-    ) -> bytes:
-        if credential.kind == "publishable" and body.subject.type != "device":
+    async def record(self, sent: Sent, credential: Credential, key: str | None) -> bytes:
+        if credential.kind == "publishable" and sent.body.subject.type != "device":
             raise Forbidden("A publishable key writes for devices only. Use a service key for other identifiers.")
         while True:
             version, policy = await self._policy()
-            act, found = self._prepare(policy, version, body, credential, key)
-            found = [*errors, *found]
+            act, errors = prepare(policy, version, sent, credential, key, self.hasher)
             try:
-                if found:
+                if act is not None and not errors:
+                    return await self._whole(act)
+                if not await self._moved(version):
                     raise Invalid(
-                        "Some fields cannot be accepted; nothing of the grants was recorded.",
-                        tuple(found),
-                        None if act is None else {"recorded": msgspec.Raw(await self.batcher.submit(act))},
+                        "Some fields cannot be accepted; no grant was recorded.", tuple(errors), await self._noes(act)
                     )
-                if act is None:
-                    raise AssertionError("without errors there is an act")
-                return await self.batcher.submit(act)
-            except KeyReused as error:
-                if act is not None and (rest := tuple(r for r in act.records if r.status in RESTRICTIVE)):
-                    act = act._replace(records=rest, key=ids.random())
-                    error.extra = {"recorded": msgspec.Raw(await self.batcher.submit(act))}
-                raise
             except _PolicyMoved:
                 self.version = None
+
+    async def _whole(self, act: Act) -> bytes:
+        try:
+            return await self.batcher.submit(act)
+        except KeyReused as error:
+            error.extra = await self._noes(act)
+            raise
+
+    async def _noes(self, act: Act | None) -> dict[str, Any] | None:
+        """Write the noes of an act, whatever became of the rest; what to tell of them beside the refusal."""
+        noes = () if act is None else tuple(record for record in act.records if record.status in RESTRICTIVE)
+        if act is None or not noes:
+            return None
+        act = act._replace(records=noes)
+        try:
+            answer = await self.batcher.submit(act)
+        except KeyReused:
+            answer = await self.batcher.submit(act._replace(key=ids.random()))
+        return {"recorded": msgspec.Raw(answer)}
+
+    async def _moved(self, version: int) -> bool:
+        """Whether another policy came into force: a refusal must not rest on an old one."""
+        async with db.connection(self.pool) as connection:
+            head = await read_head(connection, self.log_id)
+        if head.policy == version:
+            return False
+        self.version = None
+        return True
 
     async def _policy(self) -> tuple[int, Policy]:
         """The policy in force as far as this process knows; the commit looks again."""
@@ -147,44 +147,6 @@ class _Ledger:
             policy = await self.policies.get(connection, self.log_id, head.policy)
         self.version = head.policy
         return head.policy, policy
-
-    def _prepare(
-        self, policy: Policy, version: int, body: ConsentBody, credential: Credential, key: str | None
-    ) -> tuple[Act | None, list[FieldError]]:
-        """The act to write, and what is wrong: with errors the act holds the restrictive records, or there is none."""
-        prepared = Preparation(policy, body, credential, self.hasher, clock.now())
-        key, key_errors = idempotency_key(body.id, key)
-        errors = prepared.errors + key_errors
-        records = [record for record in prepared.records if record is not None]
-        if errors:
-            records = [] if prepared.subject_errors else [r for r in records if r.status in RESTRICTIVE]
-            key = None
-        elif key is None and any(record.status not in WITHOUT_KEY for record in body.records):
-            restrictive = [record for record in records if record.status in RESTRICTIVE]
-            if not restrictive:
-                raise KeyMissing
-            records, errors = restrictive, [FieldError("/id", "is missing; a grant needs it, or an `Idempotency-Key`")]
-        if not records:
-            return None, errors
-        notice = prepared.notice if body.notice is not None else None
-        act = Act(
-            policy=policy,
-            policy_version=version,
-            credential=credential.id,
-            device=self.hasher.identifier(body.subject) if credential.kind == "publishable" else b"",
-            # Without a key of its own an act still gets one: it tells after a lost connection whether it was written.
-            key=ids.random() if key is None else self.hasher.idempotency_key(key),
-            body_hash=body_hash(body),
-            identifier=self.hasher.identifier(body.subject),
-            subject=body.subject,
-            records=tuple(records),
-            notice=body.notice if notice is not None else None,
-            notice_hash=None if notice is None else notice.hash,
-            method=body.method,
-            evidence=body.evidence,
-            grade=grade_of(credential, body.method),
-        )
-        return act, errors
 
     async def commit(self, acts: Sequence[Act]) -> Sequence[bytes | Exception]:
         """Write a batch in one transaction."""
@@ -276,8 +238,8 @@ class _Batch:
         if record.occurred_at is not None and record.occurred_at > now:
             record = record._replace(occurred_at=now)
         if record.status == "renewed" and act.policy.purposes[record.purpose].double_opt_in:
-            where = (record.purpose, record.channel, record.contact, record.recipient)
-            if not any(state.slot == Slot.GRANT and state.key[:4] == where for state in standing.values()):
+            ask = Ask(record.purpose, record.channel, record.contact or None, record.recipient or None)
+            if not decide(act.policy, list(standing.values()), ask, now).allow:
                 record = record._replace(status="requested")
         return record
 
@@ -322,8 +284,8 @@ _NO_NOTICE = Shown("", 0, "")
 
 
 def _state(act: Act, record: Prepared, event: UUID, now: datetime) -> State:
-    slot, occurred_at = SLOT[record.status], record.occurred_at or now
-    valid_for = act.policy.purposes[record.purpose].valid_for if slot == Slot.GRANT else None
+    slot, occurred_at = slot_of(record.status, act.method), record.occurred_at or now
+    valid_for = act.policy.purposes[record.purpose].valid_for if record.status in GRANTS else None
     shown = act.notice or _NO_NOTICE
     return State(
         act.identifier, record.purpose, record.channel, record.contact, record.recipient, slot, act.grade,

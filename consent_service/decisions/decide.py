@@ -130,7 +130,7 @@ class _Question:
         """Which rows bear on the question, by what they are."""
         here = state.channel in (ANY, self.channel)
         match state.slot:
-            case Slot.GRANT if self._answers(state):
+            case Slot.GRANT | Slot.EXPLICIT if self._answers(state):
                 if here:
                     self.grants.append(state)
                 else:
@@ -165,7 +165,7 @@ class _Question:
 
     def _lifts(self, state: State) -> bool:
         """A restriction spreads to every contact; its end does not."""
-        return self._covers(state) and state.contact in (b"", self.ask.contact)
+        return state.grade > 0 and self._covers(state) and state.contact in (b"", self.ask.contact)
 
     def _answers(self, grant: State) -> bool:
         """A grant answers for its own purpose, and for children that inherit it."""
@@ -173,7 +173,10 @@ class _Question:
         while grant.purpose != current.id:
             if not current.inherits_consent or current.parent is None:
                 return False
-            current = self.policy.purposes[current.parent]
+            parent = self.policy.purposes[current.parent]
+            if current.double_opt_in and not parent.double_opt_in:
+                return False  # nobody gets past a confirmation by a plain yes to something wider
+            current = parent
         return True
 
     # -- the rules, in their order --------------------------------------------------------------------------------
@@ -185,7 +188,7 @@ class _Question:
         latest = max(self.restrictions, key=_rank)
         if latest.status != "restricted" or self.purpose.runs_under_restriction:
             return None
-        self.grants = [grant for grant in self.grants if grant.occurred_at > latest.occurred_at]
+        self.grants = [grant for grant in self.grants if grant.occurred_at > latest.occurred_at and grant.grade]
         self.by_consent = self._consent().allow
         return None if self.by_consent else _deny("restricted", "restriction", latest)
 
@@ -231,6 +234,8 @@ class _Question:
         fact = max(self.facts, key=_rank, default=None)
         if fact is None and not self.purpose.needs_fact:
             return Decision(True, "basis_applies", "basis", until)
+        if fact is None and self.purpose.objectable and (consent := self._consent()).allow:
+            return consent  # e.g. no existing customer (UWG section 7(3)), but opted in
         if fact is None or fact.status == "ceased":
             return _deny("no_basis_fact", "basis", fact)
         return Decision(True, "basis_applies", "basis", until, fact)
