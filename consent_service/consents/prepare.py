@@ -334,7 +334,7 @@ def _idempotency_key(in_body: str | None, in_header: str | None) -> tuple[str | 
     """The idempotency key: the body's or the header's, there bare or quoted (draft-ietf-httpapi-idempotency-key)."""
     if in_header is not None:
         try:
-            in_header = in_header.encode("latin-1").decode().strip()
+            in_header = in_header.encode("latin-1").decode().strip(" \t")
         except UnicodeDecodeError:
             return None, [FieldError("/id", "`Idempotency-Key` is not UTF-8")]
         if len(in_header) > 1 and in_header[0] == in_header[-1] == '"':

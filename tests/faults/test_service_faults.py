@@ -25,6 +25,12 @@ import asyncpg
 import httpx
 import msgspec
 import pytest
+
+from consent_service import app, db
+from consent_service.consents import write
+from consent_service.consents.prepare import Act
+from consent_service.guard import Guard
+from consent_service.ledger import Batcher
 from faults.conftest import (
     Client,
     Demo,
@@ -38,11 +44,6 @@ from faults.conftest import (
     subject,
     within,
 )
-
-from consent_service import app, db
-from consent_service.consents import write
-from consent_service.guard import Guard
-from consent_service.ledger import Batcher
 
 LOST = (OSError, http.client.HTTPException)
 
@@ -297,6 +298,17 @@ async def test_twenty_kills_under_load_lose_nothing_and_double_nothing(place: Pa
     print(await torment_and_compare(place, 20, seed))  # noqa: T201
 
 
+async def dawdle(demo: Demo) -> None:
+    """Let commits take 50 ms, so that a kill at any moment mostly falls between a COMMIT and its answer."""
+    connection = await asyncpg.connect(demo.database_url().replace("consent@/consent", "postgres@/postgres"))
+    try:
+        await connection.execute("ALTER SYSTEM SET commit_delay = 50000")
+        await connection.execute("ALTER SYSTEM SET commit_siblings = 0")
+        await connection.execute("SELECT pg_reload_conf()")
+    finally:
+        await connection.close()
+
+
 async def test_control_without_their_keys_retries_double_records(place: Path):
     def kill_until_doubled() -> tuple[int, int]:
         for kill in range(1, 16):
@@ -309,6 +321,7 @@ async def test_control_without_their_keys_retries_double_records(place: Path):
         return 0, 0
 
     with running(place) as demo:
+        await dawdle(demo)
         load = Load(demo, keep_key=False)
         with load:
             kills, doubles = await asyncio.to_thread(kill_until_doubled)
@@ -609,13 +622,13 @@ async def test_what_is_submitted_as_a_batch_ends_is_done_too():
 
 def poisoned(monkeypatch: pytest.MonkeyPatch, how: Callable[[Any], Any]) -> None:
     """Acts whose subject's id begins with `poison` are changed behind every check."""
-    prepare = write._Ledger._prepare
+    submit = Batcher.submit
 
-    def spoil(*given: Any) -> Any:
-        made, errors = prepare(*given)
-        return (how(made) if made is not None and made.subject.id.startswith("poison") else made), errors
+    async def spoil(self: Any, item: Any) -> Any:
+        bad = isinstance(item, Act) and item.subject.id.startswith("poison")
+        return await submit(self, how(item) if bad else item)
 
-    monkeypatch.setattr(write._Ledger, "_prepare", spoil)
+    monkeypatch.setattr(Batcher, "submit", spoil)
 
 
 def with_nul(made: Any) -> Any:
