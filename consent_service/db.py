@@ -118,7 +118,9 @@ async def connect(url: str, *, size: int = 4) -> Pool:
         "application_name": "consent",
         "jit": "off",
         # Every statement looks rows up by key, so one plan fits all values; planning anew costs more than running.
+        # The plan may be made while tables are empty, and must not read them whole when they have grown.
         "plan_cache_mode": "force_generic_plan",
+        "enable_seqscan": "off",
         "timezone": "UTC",
         "statement_timeout": "10s",
         # Whoever stops while holding a ledger's head must not hold up everybody else.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -246,19 +247,21 @@ class _Batch:
     def new_rows(self) -> Iterator[Sequence[Any]]:
         """The arrays of `write_batch`, from its third parameter on."""
         yield from zip(*self.events, strict=True)
-        new = {key: value for key, value in self.identifiers.items() if key not in self.again}
-        yield list(new)
-        yield [subject.type for subject, _ in new.values()]
-        yield [subject.id for subject, _ in new.values()]
-        yield [sequence for _, sequence in new.values()]
+        yield from self._identifier_columns(self.identifiers.keys() - self.again)
         yield list(self.contacts)
         yield list(self.contacts.values())
         yield from _state_columns([value for key, value in self.changed.items() if key not in self.stored])
 
+    def _identifier_columns(self, wanted: AbstractSet[bytes]) -> Iterator[list[Any]]:
+        found = [(identifier, *self.identifiers[identifier]) for identifier in wanted]
+        yield [identifier for identifier, _, _ in found]
+        yield [subject.type for _, subject, _ in found]
+        yield [subject.id for _, subject, _ in found]
+        yield [events for _, _, events in found]
+
     def changed_rows(self) -> Iterator[Sequence[Any]]:
         """The arrays of `rewrite_batch`, from its third parameter on."""
-        yield list(self.again)
-        yield [self.identifiers[identifier][1] for identifier in self.again]
+        yield from self._identifier_columns(self.again)
         states = [state for key, (_, state) in self.changed.items() if key in self.stored]
         for column in _STATE_COLUMNS:
             yield [getattr(state, column) for state in states]

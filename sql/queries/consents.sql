@@ -2,11 +2,17 @@
 
 -- name: read_batch :many
 -- For each act of the batch, in its order: an answer already given under its key, and how many events its identifier has.
+-- LIMIT keeps each look-up a look-up: the one plan may be made while the tables are still empty.
 SELECT k.body, k.answer, coalesce(i.events, 0) AS events
 FROM unnest($2::text[], $3::bytea[], $4::bytea[], $5::bytea[]) WITH ORDINALITY AS a (credential, device, key, identifier, n)
-LEFT JOIN idempotency k
-    ON k.log_id = $1 AND k.credential = a.credential AND k.device = a.device AND k.key = a.key
-LEFT JOIN identifier i ON i.log_id = $1 AND i.identifier = a.identifier
+LEFT JOIN LATERAL (
+    SELECT body, answer FROM idempotency
+    WHERE log_id = $1 AND credential = a.credential AND device = a.device AND key = a.key
+    LIMIT 1
+) k ON true
+LEFT JOIN LATERAL (
+    SELECT events FROM identifier WHERE log_id = $1 AND identifier = a.identifier LIMIT 1
+) i ON true
 ORDER BY a.n;
 
 -- name: read_states :many
@@ -54,19 +60,20 @@ FROM unnest($26::bigint[], $27::text[], $28::text[], $29::bytea[], $30::text[], 
 JOIN events e USING (n);
 
 -- name: rewrite_batch :exec
--- What a batch changes in rows that stood before: an identifier's count, and states that gave way.
+-- What a batch changes in rows that stood before: an identifier's count, and states that gave way. Written as inserts
+-- that collide, because those always go by the key.
 WITH identifiers AS (
-    UPDATE identifier i SET events = n.events
-    FROM unnest($3::bytea[], $4::bigint[]) AS n (identifier, events)
-    WHERE i.log_id = $1 AND i.identifier = n.identifier
+    INSERT INTO identifier (log_id, identifier, namespace, value, events)
+    SELECT $1, i.* FROM unnest($3::bytea[], $4::text[], $5::text[], $6::bigint[]) AS i
+    ON CONFLICT (log_id, identifier) DO UPDATE SET events = excluded.events
 )
-UPDATE consent_state s
-SET status = n.status, occurred_at = n.occurred_at, recorded_at = $2, expires_at = n.expires_at, notice = n.notice,
-    notice_version = n.notice_version, language = n.language, method = n.method, event = n.event
-FROM unnest($5::bytea[], $6::text[], $7::text[], $8::bytea[], $9::text[], $10::smallint[], $11::smallint[],
-            $12::text[], $13::timestamptz[], $14::timestamptz[], $15::text[], $16::int[], $17::text[], $18::text[],
-            $19::uuid[])
-    AS n (identifier, purpose, channel, contact, recipient, slot, grade, status, occurred_at, expires_at, notice,
-          notice_version, language, method, event)
-WHERE s.log_id = $1 AND s.identifier = n.identifier AND s.purpose = n.purpose AND s.channel = n.channel
-  AND s.contact = n.contact AND s.recipient = n.recipient AND s.slot = n.slot AND s.grade = n.grade;
+INSERT INTO consent_state (log_id, recorded_at, identifier, purpose, channel, contact, recipient, slot, grade, status,
+                           occurred_at, expires_at, notice, notice_version, language, method, event)
+SELECT $1, $2, s.*
+FROM unnest($7::bytea[], $8::text[], $9::text[], $10::bytea[], $11::text[], $12::smallint[], $13::smallint[],
+            $14::text[], $15::timestamptz[], $16::timestamptz[], $17::text[], $18::int[], $19::text[], $20::text[],
+            $21::uuid[]) AS s
+ON CONFLICT (log_id, identifier, purpose, channel, contact, recipient, slot, grade) DO UPDATE
+SET status = excluded.status, occurred_at = excluded.occurred_at, recorded_at = excluded.recorded_at,
+    expires_at = excluded.expires_at, notice = excluded.notice, notice_version = excluded.notice_version,
+    language = excluded.language, method = excluded.method, event = excluded.event;
