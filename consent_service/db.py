@@ -198,7 +198,7 @@ async def _make_migration_table(session: Connection) -> None:
     for attempt in range(5):
         try:
             await session.execute(_FIRST)
-        except (asyncpg.UniqueViolationError, asyncpg.DuplicateTableError):
+        except (asyncpg.UniqueViolationError, asyncpg.DuplicateTableError, asyncpg.DuplicateObjectError):
             await asyncio.sleep(0.05 * 2**attempt)
         else:
             return

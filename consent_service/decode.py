@@ -34,7 +34,7 @@ def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
 
 
 def body(raw: bytes, kind: type[T], *, unique: bool = False) -> T:
-    """Decode a JSON request body. `unique`: refuse an object in which a name stands twice.
+    """Decode a JSON request body. `unique`: refuse an object in which a name stands twice (`kind` omits defaults).
 
     Raises:
         Malformed: it is no JSON text (RFC 8259).
@@ -47,7 +47,8 @@ def body(raw: bytes, kind: type[T], *, unique: bool = False) -> T:
             tree = msgspec.json.decode(raw)  # may still be no JSON further on
             errors = tuple(islice(field_errors(tree, kind, echo=False), MAX_ERRORS))
             raise Invalid("Some fields cannot be accepted.", errors) from None
-        if unique:
+        # Without escapes, what was sent and what was read of it have as many quotes, unless a null or a double was sent.
+        if unique and (b"\\" in raw or raw.count(b'"') != msgspec.json.encode(decoded).count(b'"')):
             _demand_unique(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise Malformed("This is not JSON in UTF-8 of reasonable depth.") from None

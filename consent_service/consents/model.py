@@ -16,7 +16,7 @@ from consent_service.subjects import MAX_ID, Subject
 MAX_RECORDS = 100
 
 
-class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """What the person decided about one purpose."""
 
     purpose: Annotated[str, Meta(min_length=1, max_length=64, examples=["marketing.email"])]
@@ -37,7 +37,7 @@ class Shown(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     language: Annotated[str, Meta(max_length=16, examples=["en"])]
 
 
-class ConsentBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class ConsentBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """One act of a person: their decisions about one or more purposes, and how they came about."""
 
     subject: Subject

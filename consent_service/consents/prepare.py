@@ -293,12 +293,12 @@ def prepare(
     prepared = _Preparation(policy, sent, credential, hasher, clock.now())
     key, key_errors = _idempotency_key(body.id, key)
     errors = [*sent.errors, *_beyond(sent.errors, prepared.errors), *key_errors]
-    noes = tuple(record for record in prepared.records if record.status in RESTRICTIVE)
+    noes = [record for record in prepared.records if record.status in RESTRICTIVE]
     if not errors and key is None and any(record.status not in _WITHOUT_KEY for record in body.records):
         if not noes:
             raise KeyMissing
         errors = [FieldError("/id", "is missing; a grant needs it, or the header `Idempotency-Key`")]
-    records = noes if errors else tuple(prepared.records)
+    records = noes if errors else prepared.records
     if prepared.nameless or not records:
         return None, errors
     notice = prepared.notice
@@ -313,7 +313,7 @@ def prepare(
         body_hash=_body_hash(body),
         identifier=hasher.identifier(body.subject),
         subject=body.subject,
-        records=records,
+        records=tuple(records),
         notice=None if notice is None else body.notice,
         notice_hash=None if notice is None else notice.hash,
         method=body.method,

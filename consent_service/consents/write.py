@@ -21,6 +21,7 @@ from consent_service.ledger import Batcher, Head, Revision, group_commit, lock_h
 from consent_service.policies import GRADES, Policy
 from consent_service.policies.store import Policies
 from consent_service.states import (
+    ANY,
     GRANTS,
     RESTRICTIVE,
     Event,
@@ -164,9 +165,9 @@ class _Ledger:
                 batch.load(await _READ_STATES(connection, log_id, list(returning)))
             answers = [batch.add(act, row) for act, row in zip(acts, known, strict=True)]
             if batch.events:
-                await _WRITE_BATCH(connection, log_id, head.now, *batch.new_rows())
+                await _WRITE_BATCH(connection, log_id, head.now, head.size, *batch.new_rows())
             if batch.again:
-                await _REWRITE_BATCH(connection, log_id, head.now, *batch.changed_rows())
+                await _REWRITE_BATCH(connection, log_id, *batch.changed_rows())
         return answers
 
 
@@ -227,7 +228,7 @@ class _Batch:
         answer = _ANSWER.encode(recorded(act, records, list(standing.values()), event, revision, now))
         shown = act.notice or _NO_NOTICE
         self.events.append((
-            revision.size - 1, event, act.identifier, sequence, ",".join([r.purpose for r in records]),
+            event, act.identifier, sequence, ",".join([r.purpose for r in records]),
             ",".join([r.status for r in records]), act.credential, act.grade, _payload(act, records, event, now),
             act.device, act.key, act.body_hash, answer, shown.id, shown.version, shown.language, act.method or "",
         ))  # fmt: skip
@@ -244,13 +245,25 @@ class _Batch:
                 record = record._replace(status="requested")
         return record
 
-    def new_rows(self) -> Iterator[Sequence[Any]]:
-        """The arrays of `write_batch`, from its third parameter on."""
+    def new_rows(self) -> Iterator[Any]:
+        """The parameters of `write_batch`, from its fourth on."""
         yield from zip(*self.events, strict=True)
         yield from self._identifier_columns(self.identifiers.keys() - self.again)
         yield list(self.contacts)
         yield list(self.contacts.values())
-        yield from _state_columns([value for key, value in self.changed.items() if key not in self.stored])
+        now = self.head.now
+        yield _ROWS.encode([
+            _NewState(
+                n, state.purpose, state.slot, state.status, state.channel, state.contact, state.recipient,
+                None if state.occurred_at is now else state.occurred_at, state.expires_at,
+            )
+            for key, (n, state) in self.changed.items() if key not in self.stored
+        ]).decode()  # fmt: skip
+
+    def changed_rows(self) -> Iterator[Any]:
+        """The parameters of `rewrite_batch`, from its second on."""
+        yield from self._identifier_columns(self.again)
+        yield _ROWS.encode([state for key, (_, state) in self.changed.items() if key in self.stored]).decode()
 
     def _identifier_columns(self, wanted: AbstractSet[bytes]) -> Iterator[list[Any]]:
         found = [(identifier, *self.identifiers[identifier]) for identifier in wanted]
@@ -259,28 +272,22 @@ class _Batch:
         yield [subject.id for _, subject, _ in found]
         yield [events for _, _, events in found]
 
-    def changed_rows(self) -> Iterator[Sequence[Any]]:
-        """The arrays of `rewrite_batch`, from its third parameter on."""
-        yield from self._identifier_columns(self.again)
-        states = [state for key, (_, state) in self.changed.items() if key in self.stored]
-        for column in _STATE_COLUMNS:
-            yield [getattr(state, column) for state in states]
+
+class _NewState(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a new row has beyond its event; what is left out is empty, and the time that of recording."""
+
+    n: int
+    purpose: str
+    slot: int
+    status: str
+    channel: str = ANY
+    contact: bytes = b""
+    recipient: str = ANY
+    occurred_at: datetime | None = None
+    expires_at: datetime | None = None
 
 
-def _state_columns(rows: list[tuple[int, State]]) -> Iterator[list[Any]]:
-    states = [state for _, state in rows]
-    yield [place for place, _ in rows]
-    yield [state.purpose for state in states]
-    yield [state.channel for state in states]
-    yield [state.contact for state in states]
-    yield [state.recipient for state in states]
-    yield [state.slot for state in states]
-    yield [state.status for state in states]
-    yield [state.occurred_at for state in states]
-    yield [state.expires_at for state in states]
-
-
-_STATE_COLUMNS = tuple(column for column in State.__struct_fields__ if column != "recorded_at")
+_ROWS = msgspec.json.Encoder()
 _ANSWER = msgspec.json.Encoder()
 _PAYLOAD = msgspec.json.Encoder(order="sorted")
 _NO_NOTICE = Shown("", 0, "")

@@ -54,12 +54,13 @@ Text = dict[Language, Annotated[str, Meta(min_length=1)]]
 class Duration:
     """An ISO 8601 duration of at most a hundred years: calendar months, then exact seconds."""
 
-    __slots__ = ("_rest", "months", "seconds")
+    __slots__ = ("_known", "_rest", "months", "seconds")
 
     def __init__(self, months: int = 0, seconds: int = 0) -> None:
         self.months = months
         self.seconds = seconds
         self._rest = timedelta(seconds=seconds)
+        self._known: tuple[datetime, datetime] | None = None
 
     @classmethod
     def parse(cls, text: str) -> Duration:
@@ -75,6 +76,14 @@ class Duration:
 
     def after(self, start: datetime) -> datetime:
         """The moment this long after `start`. A day that the target month lacks becomes its last day."""
+        known = self._known
+        if known is not None and known[0] is start:  # a batch asks about the same moment again and again
+            return known[1]
+        end = self._after(start)
+        self._known = start, end
+        return end
+
+    def _after(self, start: datetime) -> datetime:
         if self.months:
             years, month = divmod(start.month - 1 + self.months, 12)
             year, month, day = start.year + years, month + 1, start.day
