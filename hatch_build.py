@@ -18,6 +18,7 @@ class LockedDependencies(MetadataHookInterface):
     """Gives the wheel's metadata the versions of requirements.lock and requirements-test.lock."""
 
     def update(self, metadata: dict[str, Any]) -> None:
+        """Called by the build with the metadata to complete."""
         root = Path(self.root)
         core = pins(root / "requirements.lock")
         metadata["dependencies"] = core

@@ -27,7 +27,7 @@ Pool: TypeAlias = "asyncpg.Pool[Any]"
 
 LOST = (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError,
         asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError,
-        asyncpg.TooManyConnectionsError)  # fmt: skip
+        asyncpg.TooManyConnectionsError, asyncpg.LockNotAvailableError)  # fmt: skip
 """What is raised when the database cannot be asked; everything else it raises is an answer."""
 
 COLLISION = asyncpg.UniqueViolationError

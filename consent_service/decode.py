@@ -47,7 +47,7 @@ def body(raw: bytes, kind: type[T], *, unique: bool = False) -> T:
             tree = msgspec.json.decode(raw)  # may still be no JSON further on
             errors = tuple(islice(field_errors(tree, kind, echo=False), MAX_ERRORS))
             raise Invalid("Some fields cannot be accepted.", errors) from None
-        # Without escapes, what was sent and what was read of it have as many quotes, unless a null or a double was sent.
+        # Without escapes, what was sent and what was read have as many quotes, unless a null or a double was sent.
         if unique and (b"\\" in raw or raw.count(b'"') != msgspec.json.encode(decoded).count(b'"')):
             _demand_unique(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

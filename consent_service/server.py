@@ -33,7 +33,8 @@ from consent_service.embedded import Embedded
 from consent_service.errors import ConsentError, SetupError
 from consent_service.settings import Settings
 
-ORDERS = "CONSENT_WORKERORDERS"
+ORDERS = "CONSENT_WORKER_ORDERS"
+_METRICS = "consent-metrics-"
 _PR_SET_PDEATHSIG = 1
 _LOOK_EVERY_S = 0.5
 _READY_WITHIN_S = 60
@@ -118,7 +119,8 @@ class Supervisor:
 
     def run(self, on_ready: Callable[[], None]) -> None:
         """Serve until SIGTERM or SIGINT; `on_ready` is called once a request was really answered."""
-        metrics = tempfile.mkdtemp(prefix="consent-metrics-")
+        _sweep_metrics()
+        metrics = tempfile.mkdtemp(prefix=f"{_METRICS}{os.getpid()}-")
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
@@ -176,6 +178,14 @@ class Supervisor:
             except subprocess.TimeoutExpired:
                 worker.kill()
                 worker.wait()
+
+
+def _sweep_metrics() -> None:
+    """Remove what supervisors left that could not clean up after themselves."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_METRICS}*"):
+        pid = folder.name.removeprefix(_METRICS).split("-")[0]
+        if pid.isdigit() and not Path("/proc", pid).exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def answers(base: str, path: str) -> bool:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
 import secrets
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,8 @@ from consent_service import decode
 from consent_service.errors import Invalid, SetupError
 
 MIN_SECRET = 32
+_NOT_SETTINGS = ("CONSENT_TEST_", "CONSENT_VECTORS", "CONSENT_WORKER_ORDERS", "CONSENT_BENCH_ORDERS")
+"""Used by the tests, or between our own processes."""
 UNHASHED = "CONSENT_SECRET is missing: DATABASE_URL is set, and all hosts must hash with the same secret."
 
 
@@ -67,7 +70,7 @@ def read(
         if value is not None:
             values[name] = value
             origin[name] = f"--{name.replace('_', '-')}"
-    lines = []
+    lines = [f"  {variable}: is no setting; {hint}" for variable, hint in _unknown(environment)]
     if serving and values.get("database_url") is not None and values.get("secret") is None:
         lines.append(f"  {UNHASHED}")
     try:
@@ -80,6 +83,15 @@ def read(
     if lines:
         raise SetupError("\n".join(["Some settings cannot be used:", *lines]))
     return chosen
+
+
+def _unknown(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Variables that look like settings and are none: a typo must not pass for a setting."""
+    known = [f"CONSENT_{field.name.upper()}" for field in msgspec.structs.fields(Settings)]
+    for variable in sorted(environment):
+        if variable.startswith("CONSENT_") and variable not in known and not variable.startswith(_NOT_SETTINGS):
+            near = difflib.get_close_matches(variable, known, 1)
+            yield variable, f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
 
 
 def _from_file(file: Path) -> dict[str, Any]:

@@ -24,22 +24,25 @@ class Plan(NamedTuple):
     version: int
     """Of the policy in force; 0 before the first."""
     changes: list[Change]
-    subjects: dict[str, int]
-    """Identifiers with a record, by purpose that a change touches."""
+    subjects: list[int]
+    """How many identifiers with a record each change touches."""
 
     def as_json(self) -> dict[str, Any]:
         """For programs."""
-        return {"version": self.version, "changes": self.changes, "subjects": self.subjects}
+        changes = [
+            {**msgspec.structs.asdict(change), "subjects": count}
+            for change, count in zip(self.changes, self.subjects, strict=True)
+        ]
+        return {"version": self.version, "changes": changes}
 
     def as_text(self) -> str:
         """For people."""
         if not self.changes:
             return f"Nothing changes; version {self.version} is in force."
-        return "\n".join(f"{change.text}{self._touched(change)}" for change in self.changes)
-
-    def _touched(self, change: Change) -> str:
-        count = sum(self.subjects.get(purpose, 0) for purpose in change.purposes)
-        return f" — {count} subjects have a record" if change.purposes and self.version else ""
+        return "\n".join(
+            f"{change.text} — {count} subjects have a record" if change.purposes and self.version else change.text
+            for change, count in zip(self.changes, self.subjects, strict=True)
+        )
 
 
 _ADD = db.one("ledger", "add_tenant", LogId)
@@ -69,7 +72,8 @@ async def ensure(connection: db.Connection, slug: str) -> int:
 
 def first_plan(new: Policy) -> Plan:
     """What applying the first policy of a tenant would do."""
-    return Plan(0, plan(None, new), {})
+    changes = plan(None, new)
+    return Plan(0, changes, [0] * len(changes))
 
 
 async def plan_policy(connection: db.Connection, log_id: int, policies: store.Policies, new: Policy) -> Plan:
@@ -77,8 +81,8 @@ async def plan_policy(connection: db.Connection, log_id: int, policies: store.Po
     head = await read_head(connection, log_id)
     old = await policies.get(connection, log_id, head.policy) if head.policy else None
     changes = plan(old, new)
-    touched = sorted({purpose for change in changes for purpose in change.purposes})
-    return Plan(head.policy, changes, dict(await store.count_subjects(connection, log_id, touched)))
+    counts = [await store.count_subjects(connection, log_id, change.purposes) for change in changes]
+    return Plan(head.policy, changes, counts)
 
 
 async def apply_policy(connection: db.Connection, log_id: int, policies: store.Policies, new: Policy) -> Plan:

@@ -27,8 +27,7 @@ Work: TypeAlias = Callable[[Sequence[Item]], Awaitable[Sequence[Answer | Excepti
 
 _BUSY = (
     asyncpg.TransactionRollbackError,
-    asyncpg.LockNotAvailableError,  # somebody else holds the head
-    asyncpg.IdleInTransactionSessionTimeoutError,  # we held it, and stood still
+    asyncpg.IdleInTransactionSessionTimeoutError,  # we held the head, and stood still
 )
 
 MAX_BATCH = 256

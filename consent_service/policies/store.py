@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from datetime import datetime
 
 import msgspec
@@ -29,16 +29,15 @@ class NoticeRow(msgspec.Struct, frozen=True):
 
 
 class Touched(msgspec.Struct, frozen=True):
-    """How many identifiers have a record for a purpose."""
+    """How many identifiers have a record for some purposes."""
 
-    purpose: str
     subjects: int
 
 
 _READ = db.one("policies", "read_policy", PolicyRow)
 _NOTICE = db.one("policies", "read_notice", NoticeRow)
 _ACTIVATE = db.execute("policies", "activate_policy")
-_COUNT = db.many("policies", "count_subjects", Touched)
+_COUNT = db.one("policies", "count_subjects", Touched)
 
 
 class Policies:
@@ -77,6 +76,7 @@ async def published(connection: db.Connection, log_id: int, notice: Notice) -> N
     return await _NOTICE(connection, log_id, notice.id, notice.version)
 
 
-async def count_subjects(connection: db.Connection, log_id: int, purposes: list[str]) -> Mapping[str, int]:
-    """How many identifiers have a record for each of the purposes."""
-    return {row.purpose: row.subjects for row in await _COUNT(connection, log_id, purposes)}
+async def count_subjects(connection: db.Connection, log_id: int, purposes: Sequence[str]) -> int:
+    """How many identifiers have a record for any of the purposes."""
+    row = await _COUNT(connection, log_id, list(purposes))
+    return 0 if row is None else row.subjects

@@ -7,8 +7,9 @@ FROM credential
 WHERE log_id = $1 AND id = $2 AND revoked_at IS NULL;
 
 -- name: add_credential :exec
+-- A new credential, or another address from which a known one may be used.
 INSERT INTO credential (log_id, id, kind, name, secrets, scopes, origins, rate)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
 ON CONFLICT (log_id, id) DO UPDATE
-SET name = excluded.name, secrets = excluded.secrets, scopes = excluded.scopes, origins = excluded.origins,
-    rate = excluded.rate, revoked_at = NULL;
+SET name = excluded.name, secrets = excluded.secrets, scopes = excluded.scopes, rate = excluded.rate,
+    origins = ARRAY(SELECT DISTINCT unnest(credential.origins || excluded.origins)), revoked_at = NULL;

@@ -22,9 +22,8 @@ WITH policy AS (
 )
 UPDATE ledger_head SET policy = $2, recorded_at = $5 WHERE log_id = $1;
 
--- name: count_subjects :many
--- How many identifiers have a record for each purpose.
-SELECT purpose, count(DISTINCT identifier) AS subjects
+-- name: count_subjects :one
+-- How many identifiers have a record for any of the purposes.
+SELECT count(DISTINCT identifier) AS subjects
 FROM consent_state
-WHERE log_id = $1 AND purpose = ANY($2::text[])
-GROUP BY purpose;
+WHERE log_id = $1 AND purpose = ANY($2::text[]);
