@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from faults.conftest import new_place, running
+
+README = Path(__file__).parents[1] / "README.md"
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl on this machine")
@@ -35,6 +40,31 @@ def test_the_printed_commands_work_when_pasted():
         assert (place / "data").stat().st_mode & 0o777 == 0o700
         assert (place / "data" / "keys.json").stat().st_mode & 0o777 == 0o600
         assert (place / "data" / "secret").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl on this machine")
+def test_the_readme_shows_what_really_happens():
+    shown = list(examples())
+    assert len(shown) == 2
+    with new_place() as place, running(place) as demo:
+        port = demo.url.rsplit(":", 1)[1]
+        for command, answer in shown:
+            here = f"KEY={demo.keys['service']}; " + command.replace(":8080/", f":{port}/")
+            assert still(paste(here)) == still(json.loads(answer))
+
+
+def examples() -> Iterator[tuple[str, str]]:
+    """The README's console blocks: what is typed, and what comes back."""
+    for block in re.findall(r"```console\n\$ (.*?)```", README.read_text(), re.DOTALL):
+        typed, _, answer = block.strip().rpartition("\n")
+        yield typed, answer
+
+
+def still(answer: object) -> object:
+    """An answer without what differs from run to run: ids and times."""
+    text = json.dumps(answer)
+    text = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "id", text)
+    return json.loads(re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z", "time", text))
 
 
 def paste(line: str) -> dict[str, object]:
