@@ -759,3 +759,18 @@ async def test_any_spelling_of_a_contact_finds_the_consent(tenant: Tenant, perso
 async def test_a_call_shows_the_contact_as_it_was_sent(tenant: Tenant, person: dict[str, str]) -> None:
     answer = await tenant.record({**ADA, "contact": "Ada@Example.ORG"}, subject=person, notice=NOTICE)
     assert answer.json()["states"][0]["contact"] == "Ada@Example.ORG"
+
+
+async def test_a_retry_gets_its_answer_though_the_policy_would_refuse_it_now(
+    tenant: Tenant, demo_policy: Policy, person: dict[str, str]
+) -> None:
+    body = call(person, WEB)
+    first = await tenant.post("/v1/consents", body)
+    assert first.status_code == 201
+    without = {name: purpose for name, purpose in demo_policy.purposes.items() if name != "analytics"}
+    async with db.connection(tenant.services.pool) as connection:
+        changed = msgspec.structs.replace(demo_policy, purposes=without)
+        await tenants.apply_policy(connection, tenant.log_id, store.Policies(), changed)
+    assert (await tenant.post("/v1/consents", call(person, WEB))).status_code == 422
+    again = await tenant.post("/v1/consents", body)
+    assert (again.status_code, again.content) == (201, first.content)

@@ -306,14 +306,14 @@ def prepare(
         policy=policy,
         policy_version=version,
         credential=credential.id,
-        device=hasher.identifier(body.subject) if credential.kind == "publishable" else b"",
+        device=_device(body, credential, hasher),
         # Without a key of its own an act still gets one: it tells after a lost connection whether it was written.
         # The noes of a refused call have a key beside the caller's, which stays free for the corrected call.
         key=ids.random() if key is None else hasher.idempotency_key(key, b"noes" if errors else b"whole"),
         body_hash=_body_hash(body),
         identifier=hasher.identifier(body.subject),
         subject=body.subject,
-        records=tuple(records),
+        records=tuple(dict.fromkeys(records)),
         notice=None if notice is None else body.notice,
         notice_hash=None if notice is None else notice.hash,
         method=body.method,
@@ -321,6 +321,29 @@ def prepare(
         grade=grade_of(credential, body.method),
     )
     return act, errors
+
+
+class Earlier(NamedTuple):
+    """Where the answer to the same call, made before, would be."""
+
+    credential: str
+    device: bytes
+    key: bytes
+    body_hash: bytes
+
+
+def earlier(sent: Sent, credential: Credential, key: str | None, hasher: Hasher) -> Earlier | None:
+    """Where to look for an earlier call like this one; None where the call has no key."""
+    key, _ = _idempotency_key(sent.body.id, key)
+    if key is None:
+        return None
+    device = _device(sent.body, credential, hasher)
+    return Earlier(credential.id, device, hasher.idempotency_key(key, b"whole"), _body_hash(sent.body))
+
+
+def _device(body: ConsentBody, credential: Credential, hasher: Hasher) -> bytes:
+    """Devices share a publishable key, so each has its idempotency keys for itself."""
+    return hasher.identifier(body.subject) if credential.kind == "publishable" else b""
 
 
 def _beyond(shape: tuple[FieldError, ...], found: list[FieldError]) -> Iterator[FieldError]:

@@ -14,7 +14,7 @@ from consent_service import db, ids
 from consent_service.auth import Credential
 from consent_service.consents.answer import recorded
 from consent_service.consents.model import Shown
-from consent_service.consents.prepare import Act, Prepared, Sent, prepare, read
+from consent_service.consents.prepare import Act, Prepared, Sent, earlier, prepare, read
 from consent_service.decisions import Ask, decide
 from consent_service.errors import ConsentError, Forbidden, Invalid, KeyReused
 from consent_service.ledger import Batcher, Head, Revision, group_commit, lock_head, read_head
@@ -48,6 +48,14 @@ class BatchRow(msgspec.Struct, frozen=True):
     events: int
 
 
+class AnswerRow(msgspec.Struct, frozen=True):
+    """An answer given before."""
+
+    body: bytes
+    answer: bytes
+
+
+_READ_ANSWER = db.one("consents", "read_answer", AnswerRow)
 _READ_BATCH = db.many("consents", "read_batch", BatchRow)
 _READ_STATES = db.many("consents", "read_states", State)
 _WRITE_BATCH = db.execute("consents", "write_batch")
@@ -105,6 +113,8 @@ class _Ledger:
             try:
                 if act is not None and not errors:
                     return await self._whole(act)
+                if (before := await self._answered(sent, credential, key)) is not None:
+                    return before
                 if not await self._moved(version):
                     raise Invalid(
                         "Some fields cannot be accepted; no grant was recorded.", tuple(errors), await self._noes(act)
@@ -118,6 +128,15 @@ class _Ledger:
         except KeyReused as error:
             error.extra = await self._noes(act)
             raise
+
+    async def _answered(self, sent: Sent, credential: Credential, key: str | None) -> bytes | None:
+        """The answer that this call got before: what was in order then stays answered, whatever the policy says now."""
+        call = earlier(sent, credential, key, self.hasher)
+        if call is None:
+            return None
+        async with db.connection(self.pool) as connection:
+            row = await _READ_ANSWER(connection, self.log_id, call.credential, call.device, call.key)
+        return row.answer if row is not None and row.body == call.body_hash else None
 
     async def _noes(self, act: Act | None) -> dict[str, Any] | None:
         """Write the noes of an act, whatever became of the rest; what to tell of them beside the refusal."""
@@ -182,7 +201,7 @@ class _Batch:
         self.again: set[bytes] = set()
         """Those of them that had events before."""
         self.stored: set[tuple[bytes, StateKey]] = set()
-        """The keys of the rows that stood before: an insert that need not look for them costs a third less."""
+        """The keys of the rows that stood before: an insert need not look for the others."""
         self.contacts: dict[bytes, str] = {}
         self.changed: dict[tuple[bytes, StateKey], tuple[int, State]] = {}
         """The rows to write, each with its event's place in `events`."""

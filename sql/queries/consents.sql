@@ -1,5 +1,8 @@
 -- The write path. All of it runs under the head's lock, in one transaction per batch.
 
+-- name: read_answer :one
+SELECT body, answer FROM idempotency WHERE log_id = $1 AND credential = $2 AND device = $3 AND key = $4;
+
 -- name: read_batch :many
 -- For each act of the batch, in its order: an answer already given under its key, and how many events its identifier has.
 -- LIMIT keeps each look-up a look-up: the one plan may be made while the tables are still empty.
