@@ -10,7 +10,7 @@ from litestar import HttpMethod, Litestar, Request, Response
 from litestar.handlers import HTTPRouteHandler
 
 from consent_service import auth, consents, db, decisions, openapi
-from consent_service.guard import Guard, Operation, problem, render_metrics
+from consent_service.guard import METRICS_TYPE, Guard, Operation, problem, render_metrics
 from consent_service.policies.store import Policies
 from consent_service.settings import Settings, secret
 
@@ -224,7 +224,7 @@ async def ready(made: Services, _call: Call) -> bytes:
 
 async def metrics(_made: Services, _call: Call) -> Reply:
     """The counters of all workers."""
-    return Reply(render_metrics(), "text/plain; version=0.0.4; charset=utf-8")
+    return Reply(render_metrics(), METRICS_TYPE)
 
 
 async def docs(_made: Services, _call: Call) -> Reply:

@@ -16,7 +16,7 @@ from typing import Literal, get_args
 import msgspec
 
 from consent_service import db
-from consent_service.errors import Unauthenticated
+from consent_service.errors import SetupError, Unauthenticated
 
 Scope = Literal[
     "check", "write:device", "write:attested", "links", "state", "events", "export", "requests", "requests:approve",
@@ -126,6 +126,8 @@ async def add_key(
     key: str | None = None,
 ) -> str:
     """Store a credential and return its key, a new one unless `key` is given; the key is nowhere else to be had."""
+    if credential.kind == "publishable" and "write:attested" in credential.scopes:
+        raise SetupError("A publishable key is seen by everybody and cannot attest. Give it `write:device`.")
     if key is None:
         key = f"{PREFIX[credential.kind]}_{credential.log_id}_{credential.id}_{secrets.token_urlsafe(32)}"
     stored = hmac.digest(_secret_key(secret), key[-43:].encode(), "sha256")

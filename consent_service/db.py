@@ -136,8 +136,11 @@ async def connect(url: str, *, size: int = 4) -> Pool:
             max_cached_statement_lifetime=0, server_settings=settings, reset=_keep,
         )  # fmt: skip
     except (*LOST, asyncpg.PostgresError, ValueError) as error:
+        said = (
+            "its address cannot be read" if isinstance(error, ValueError) else error
+        )  # which would quote the password
         raise SetupError(
-            f"The database cannot be used: {error}. Check DATABASE_URL (postgresql://user:password@host:port/database)."
+            f"The database cannot be used: {said}. Check DATABASE_URL (postgresql://user:password@host:port/database)."
         ) from error
 
 

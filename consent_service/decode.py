@@ -21,6 +21,7 @@ from consent_service.errors import FieldError, Invalid, Malformed
 
 T = TypeVar("T")
 _NO_MARKS = bytes(set(range(256)) - set(b'":'))
+_LONGEST_NAME = 64
 MAX_ERRORS = 100
 """So many are told of one body; a larger answer helps nobody, and collecting it holds up everybody."""
 DecHook = Callable[[type, Any], Any]
@@ -91,6 +92,10 @@ def field_errors(
 
     `echo`: whether an unknown key is named. A caller's keys may be personal data; the operator's files are not.
     """
+    limit = _longest(kind)
+    if limit is not None and isinstance(value, list) and len(value) > limit:
+        yield FieldError(pointer, f"has {len(value)} items; at most {limit} are allowed")
+        return
     try:
         msgspec.convert(value, kind, strict=True, dec_hook=dec_hook)
     except msgspec.ValidationError as error:
@@ -133,9 +138,15 @@ def _struct_errors(
 
 def unknown(known: list[str], name: str, what: str) -> str:
     """The remedy for a name that is not among the known ones: the nearest of them, else all."""
-    near = difflib.get_close_matches(name, known, 1)
+    near = difflib.get_close_matches(name, known, 1) if len(name) <= _LONGEST_NAME else []
     hint = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(f'`{one}`' for one in sorted(known))}"
     return f"{what}; {hint}"
+
+
+def _longest(kind: Any) -> int | None:
+    """How many items an annotated list may have."""
+    metas = typing.get_args(kind)[1:] if typing.get_origin(kind) is typing.Annotated else ()
+    return next((meta.max_length for meta in metas if isinstance(meta, msgspec.Meta)), None)
 
 
 def _without_none(kind: Any) -> Any:

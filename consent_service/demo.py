@@ -9,7 +9,7 @@ import msgspec
 
 from consent_service import auth, db, policies, tenants
 from consent_service.auth import Credential, Kind, Scope
-from consent_service.ledger import lock_head
+from consent_service.ledger import lock_head, read_head
 from consent_service.policies import store
 from consent_service.settings import keep
 
@@ -28,7 +28,8 @@ async def set_up(database_url: str, secret: bytes, data: Path, base: str) -> dic
     policy = policies.load(policies.find(TENANT))
     async with await db.connect(database_url, size=1) as pool, db.connection(pool) as connection:
         log_id = await tenants.ensure(connection, TENANT)
-        await tenants.apply_policy(connection, log_id, store.Policies(), policy)
+        if not (await read_head(connection, log_id)).policy:  # whoever applied another one keeps it
+            await tenants.apply_policy(connection, log_id, store.Policies(), policy)
         async with connection.transaction():
             await lock_head(connection, log_id)  # two starters at once agree on the keys of the first
             kept = _kept(data / "keys.json")

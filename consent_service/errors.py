@@ -111,10 +111,6 @@ class TooMany(ConsentError):
         self.retry_after = retry_after
 
 
-class Gone(ConsentError):
-    """What this named was erased. It cannot be had again."""
-
-
 class Overdue(ConsentError):
     """No answer was ready in time. Send the same request again with the same key."""
 

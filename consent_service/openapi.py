@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -33,11 +34,12 @@ PROBLEM = {
         },
     },
 }
-_COMMON = {400, 401, 403, 408, 413, 415, 422, 429, 503}
+_COMMON = {400, 401, 403, 404, 408, 413, 415, 422, 429, 503}
 _PUBLIC = {400, 401, 403, 415, 429, 503}
 
 
-def document(operations: Sequence[Operation]) -> bytes:
+@cache
+def document(operations: tuple[Operation, ...]) -> bytes:
     """The OpenAPI file, the same bytes for the same code."""
     raw = msgspec.json.encode(_tree(operations))
     return msgspec.json.format(raw, indent=2) + b"\n"
@@ -118,7 +120,8 @@ def _responses(operation: Operation, known: dict[type, Any]) -> dict[str, Any]:
     return responses
 
 
-def page(operations: Sequence[Operation]) -> bytes:
+@cache
+def page(operations: tuple[Operation, ...]) -> bytes:
     """The contract for people: one page, no script, nothing loaded from anywhere."""
     tree = _tree(operations)
     rows = "".join(_section(operation) for operation in operations)

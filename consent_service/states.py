@@ -79,7 +79,7 @@ Moment = Annotated[datetime, Meta(tz=True)]
 """A time with its zone; RFC 3339 on the wire."""
 
 
-class State(msgspec.Struct, frozen=True):
+class State(msgspec.Struct, frozen=True, gc=False):
     """One row of `consent_state`, in the order of its columns."""
 
     identifier: bytes

@@ -91,12 +91,12 @@ async def apply_policy(connection: db.Connection, log_id: int, policies: store.P
     Raises:
         Invalid: it would change something that is published; names every such change.
     """
+    result = await plan_policy(connection, log_id, policies, new)  # counts people: not while the ledger waits
     async with connection.transaction():
         head = await lock_head(connection, log_id)
-        result = await plan_policy(connection, log_id, policies, new)
-        if refused := [change for change in result.changes if change.refused]:
-            raise Invalid("\n".join(["The policy cannot be applied:", *(f"  {change.text}" for change in refused)]))
         old = await policies.get(connection, log_id, head.policy) if head.policy else None
+        if refused := [change for change in plan(old, new) if change.refused]:
+            raise Invalid("\n".join(["The policy cannot be applied:", *(f"  {change.text}" for change in refused)]))
         if old is None or old.hash != new.hash:
             await store.activate(connection, log_id, head.policy + 1, new, head.now)
     return result

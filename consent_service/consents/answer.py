@@ -18,18 +18,18 @@ def recorded(
     act: Act, records: list[Prepared], states: Sequence[State], event: UUID, revision: Revision, now: datetime
 ) -> Recorded:
     """The answer to an act: every purpose × channel that it spoke about, as a check would now see it."""
-    found: dict[tuple[str, str | None, bytes, str], StateNow] = {}
+    asked: dict[tuple[str, str | None, bytes, str], tuple[Prepared, Ask]] = {}
     reuse = timedelta(0)
     for record in records:
         for ask in _asked(act.policy, record):
-            state = _state_now(record, ask, decide(act.policy, states, ask, now))
-            found[ask.purpose, ask.channel, record.contact, record.recipient] = state
+            asked[ask.purpose, ask.channel, record.contact, record.recipient] = record, ask
             if record.status in RESTRICTIVE:
                 reuse = max(reuse, act.policy.purposes[ask.purpose].reuse_window)
+    found = [_state_now(record, ask, decide(act.policy, states, ask, now)) for record, ask in asked.values()]
     return Recorded(
         event=event,
-        states=list(found.values()),
-        effective=all(state.effective for state in found.values()),
+        states=found,
+        effective=all(state.effective for state in found),
         rev=str(revision),
         recorded_at=now,
         effective_by=now + reuse,

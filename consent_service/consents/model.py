@@ -50,7 +50,7 @@ class ConsentBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """Whatever else proves the act: form version, call recording id, user agent, …"""
 
 
-class StateNow(msgspec.Struct, frozen=True):
+class StateNow(msgspec.Struct, frozen=True, gc=False):
     """What holds for one purpose × channel after the call, and what a check answers."""
 
     purpose: str

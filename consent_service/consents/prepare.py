@@ -26,7 +26,7 @@ _WITHOUT_KEY = RESTRICTIVE | {"ceased", "restricted"}
 FOR_ALL = RESTRICTIVE | {"restricted", "restriction_lifted"}
 
 
-class Prepared(NamedTuple):
+class Prepared(msgspec.Struct, frozen=True, gc=False):
     """A record that may be written."""
 
     purpose: str
@@ -38,7 +38,7 @@ class Prepared(NamedTuple):
     occurred_at: datetime | None
 
 
-class Act(NamedTuple):
+class Act(msgspec.Struct, frozen=True, gc=False):
     """One event to be written, checked against one version of the policy."""
 
     policy: Policy
@@ -57,11 +57,16 @@ class Act(NamedTuple):
     grade: int
 
 
+def attests(credential: Credential) -> bool:
+    """Whether a caller vouches for whom it reports about; others speak for a device only."""
+    return "write:attested" in credential.scopes
+
+
 def grade_of(credential: Credential, method: Method | None) -> int:
     """The evidence grade follows from who reports and how, never from a claim. Place in GRADES."""
     if method == "import":
         return GRADES.index("imported")
-    return GRADES.index("anonymous_device" if credential.kind == "publishable" else "service_attested")
+    return GRADES.index("service_attested" if attests(credential) else "anonymous_device")
 
 
 class _Preparation:
@@ -70,7 +75,7 @@ class _Preparation:
     def __init__(self, policy: Policy, sent: Sent, credential: Credential, hasher: Hasher, now: datetime) -> None:
         self.policy = policy
         self.body = sent.body
-        self.attested = "write:attested" in credential.scopes
+        self.attested = attests(credential)
         self.hasher = hasher
         self.now = now
         self.errors: list[FieldError] = list(id_errors(self.body.subject.id, "/subject/id"))
@@ -102,6 +107,7 @@ class _Preparation:
         elif shown.language not in notice.text:
             known = _listed(sorted(notice.text))
             self.errors.append(FieldError("/notice/language", f"is none of this notice's languages: {known}"))
+            return None
         return notice
 
     def _record(self, place: int, record: Record) -> Prepared | None:
@@ -136,11 +142,11 @@ class _Preparation:
     def _restriction(self, record: Record, purpose: Purpose | None) -> Prepared:
         """A no needs nothing but its purpose. What would narrow it to nothing is left out, so that it covers more."""
         channel = record.channel if purpose is not None and record.channel in purpose.channels else ANY
-        recipient = record.recipient or ANY
-        if purpose is not None and all(recipient != known.id for known in purpose.recipients):
-            recipient = ANY
+        purposes = self.policy.purposes.values() if purpose is None else (purpose,)
+        known = {recipient.id for one in purposes for recipient in one.recipients} if record.recipient else set()
+        recipient = record.recipient if record.recipient in known else ANY
         return Prepared(
-            record.purpose, record.status, channel or ANY, b"", None, recipient, self._utc(record.occurred_at)
+            record.purpose, record.status, channel or ANY, b"", None, recipient or ANY, self._utc(record.occurred_at)
         )
 
     def _record_errors(self, record: Record, purpose: Purpose, pointer: str) -> Iterator[FieldError]:
@@ -298,7 +304,7 @@ def prepare(
         if not noes:
             raise KeyMissing
         errors = [FieldError("/id", "is missing; a grant needs it, or the header `Idempotency-Key`")]
-    records = noes if errors else prepared.records
+    records = _latest(noes) if errors else prepared.records
     if prepared.nameless or not records:
         return None, errors
     notice = prepared.notice
@@ -323,6 +329,21 @@ def prepare(
     return act, errors
 
 
+def _latest(noes: list[Prepared]) -> list[Prepared]:
+    """Of noes that say the same the latest: a body that is too long may hold any number."""
+    latest: dict[tuple[str, ...], Prepared] = {}
+    for no in noes:
+        key = (no.purpose, no.status, no.channel, no.recipient)
+        other = latest.get(key)
+        if (
+            other is None
+            or no.occurred_at is None
+            or (other.occurred_at is not None and other.occurred_at < no.occurred_at)
+        ):
+            latest[key] = no
+    return list(latest.values())
+
+
 class Earlier(NamedTuple):
     """Where the answer to the same call, made before, would be."""
 
@@ -343,7 +364,7 @@ def earlier(sent: Sent, credential: Credential, key: str | None, hasher: Hasher)
 
 def _device(body: ConsentBody, credential: Credential, hasher: Hasher) -> bytes:
     """Devices share a publishable key, so each has its idempotency keys for itself."""
-    return hasher.identifier(body.subject) if credential.kind == "publishable" else b""
+    return b"" if attests(credential) else hasher.identifier(body.subject)
 
 
 def _beyond(shape: tuple[FieldError, ...], found: list[FieldError]) -> Iterator[FieldError]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import datetime
@@ -9,14 +11,15 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
+from msgspec.structs import replace
 
 from consent_service import db, ids
 from consent_service.auth import Credential
 from consent_service.consents.answer import recorded
 from consent_service.consents.model import Shown
-from consent_service.consents.prepare import Act, Prepared, Sent, earlier, prepare, read
+from consent_service.consents.prepare import Act, Prepared, Sent, attests, earlier, prepare, read
 from consent_service.decisions import Ask, decide
-from consent_service.errors import ConsentError, Forbidden, Invalid, KeyReused
+from consent_service.errors import ConsentError, FieldError, Forbidden, Invalid, KeyReused
 from consent_service.ledger import Batcher, Head, Revision, group_commit, lock_head, read_head
 from consent_service.policies import GRADES, Policy
 from consent_service.policies.store import Policies
@@ -27,6 +30,7 @@ from consent_service.states import (
     Event,
     EventNotice,
     EventRecord,
+    Slot,
     Standing,
     State,
     StateKey,
@@ -105,8 +109,8 @@ class _Ledger:
         self.batcher: Batcher[Act, bytes] = Batcher(group_commit(self.commit))
 
     async def record(self, sent: Sent, credential: Credential, key: str | None) -> bytes:
-        if credential.kind == "publishable" and sent.body.subject.type != "device":
-            raise Forbidden("A publishable key writes for devices only. Use a service key for other identifiers.")
+        if not attests(credential) and sent.body.subject.type != "device":
+            raise Forbidden("This key writes for devices only. Other identifiers need the scope `write:attested`.")
         while True:
             version, policy = await self._policy()
             act, errors = prepare(policy, version, sent, credential, key, self.hasher)
@@ -125,7 +129,7 @@ class _Ledger:
     async def _whole(self, act: Act) -> bytes:
         try:
             return await self.batcher.submit(act)
-        except KeyReused as error:
+        except (KeyReused, Invalid) as error:
             error.extra = await self._noes(act)
             raise
 
@@ -143,12 +147,9 @@ class _Ledger:
         noes = () if act is None else tuple(record for record in act.records if record.status in RESTRICTIVE)
         if act is None or not noes:
             return None
-        act = act._replace(records=noes)
-        try:
-            answer = await self.batcher.submit(act)
-        except KeyReused:
-            answer = await self.batcher.submit(act._replace(key=ids.random()))
-        return {"recorded": msgspec.Raw(answer)}
+        # A key of their own, the same for the same body: the caller's may be taken, or be needed for a corrected call.
+        key = hashlib.sha256(act.key + act.body_hash).digest()[:16]
+        return {"recorded": msgspec.Raw(await self.batcher.submit(replace(act, records=noes, key=key)))}
 
     async def _moved(self, version: int) -> bool:
         """Whether another policy came into force: a refusal must not rest on an old one."""
@@ -225,9 +226,25 @@ class _Batch:
             return before[1] if before[0] == act.body_hash else KeyReused()
         if act.policy_version != self.head.policy:
             return _PolicyMoved()
+        if (crowded := self._crowded(act)) is not None:
+            return crowded
         answer = self._write(act, known.events)
         self.answered[key] = act.body_hash, answer
         return answer
+
+    def _crowded(self, act: Act) -> Invalid | None:
+        """Rows of one identifier are read and weighed together, so their number has an end."""
+        named = {(record.purpose, record.contact) for record in act.records if record.contact}
+        if not named:
+            return None
+        named |= {(key[0], key[2]) for key in self.standing.get(act.identifier, ()) if key[2]}
+        for purpose, count in Counter(purpose for purpose, _ in named).items():
+            if count > MAX_CONTACTS:
+                wrong = FieldError(
+                    "/records", f"`{purpose}` would hold for more than {MAX_CONTACTS} contacts of one subject"
+                )
+                return Invalid("Some fields cannot be accepted.", (wrong,))
+        return None
 
     def _write(self, act: Act, events_before: int) -> bytes:
         event, now = ids.event_id(), self.head.now
@@ -257,11 +274,13 @@ class _Batch:
         """A time ahead of ours becomes ours; a renewal needs something to renew."""
         now = self.head.now
         if record.occurred_at is not None and record.occurred_at > now:
-            record = record._replace(occurred_at=now)
+            record = replace(record, occurred_at=now)
         if record.status == "renewed" and act.policy.purposes[record.purpose].double_opt_in:
             ask = Ask(record.purpose, record.channel, record.contact or None, record.recipient or None)
-            if not decide(act.policy, list(standing.values()), ask, now).allow:
-                record = record._replace(status="requested")
+            where = (record.purpose, record.channel, record.contact, record.recipient)
+            confirmed = [state for key, state in standing.items() if key[:4] == where or state.slot in _NOES]
+            if not decide(act.policy, confirmed, ask, now).allow:
+                record = replace(record, status="requested")
         return record
 
     def new_rows(self) -> Iterator[Any]:
@@ -306,6 +325,9 @@ class _NewState(msgspec.Struct, frozen=True, omit_defaults=True):
     expires_at: datetime | None = None
 
 
+MAX_CONTACTS = 32
+"""How many contacts one purpose may hold for, of one identifier."""
+_NOES = (Slot.BLOCK, Slot.OBJECTION, Slot.RESTRICTION)
 _ROWS = msgspec.json.Encoder()
 _ANSWER = msgspec.json.Encoder()
 _PAYLOAD = msgspec.json.Encoder(order="sorted")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from typing import NamedTuple
@@ -35,7 +36,10 @@ from consent_service.policies.store import Policies
 from consent_service.states import ALL_PURPOSES, State
 from consent_service.subjects import Hasher, Subject, id_errors
 
-_PAUSE_EVERY = 256
+_PAUSE_AFTER_S = 0.005
+_MAX_EXPLAINED = 100
+"""How many checks of one call may be explained."""
+_MAX_CONSIDERED = 20
 _PARALLEL = 2
 
 
@@ -107,10 +111,12 @@ class Checker:
         snapshot = await ledger.read(list(dict.fromkeys(identifiers)))
         _demand(snapshot, at_least)
         answers: list[Answer] = []
-        for index, (check, identifier) in enumerate(zip(checks, identifiers, strict=True), 1):
+        began = time.perf_counter()
+        for check, identifier in zip(checks, identifiers, strict=True):
             answers.append(_answer(snapshot, snapshot.of(identifier), check, ledger.hasher))
-            if index % _PAUSE_EVERY == 0:
+            if time.perf_counter() - began > _PAUSE_AFTER_S:
                 await asyncio.sleep(0)  # a long batch must not hold up single checks
+                began = time.perf_counter()
         return _ENCODER.encode(Decisions(answers))
 
     async def state(self, raw: bytes, credential: Credential) -> bytes:
@@ -193,6 +199,7 @@ def _validate(checks: Sequence[Check], pointer: Callable[[int], str]) -> Revisio
     """The highest revision asked for; raises Invalid with every field error."""
     errors: list[FieldError] = []
     at_least: Revision | None = None
+    explained = 0
     for index, check in enumerate(checks):
         at = pointer(index)
         errors += id_errors(check.subject.id, f"{at}/subject/id")
@@ -204,6 +211,10 @@ def _validate(checks: Sequence[Check], pointer: Callable[[int], str]) -> Revisio
                 errors.append(FieldError(f"{at}/at_least", "is no `rev` of this service, such as `1.42`"))
             elif at_least is None or revision > at_least:
                 at_least = revision
+        explained += check.explain
+        if explained > _MAX_EXPLAINED:
+            errors.append(FieldError(f"{at}/explain", f"is asked for too often; at most {_MAX_EXPLAINED} in one call"))
+            break
         if len(errors) >= decode.MAX_ERRORS:
             break
     if errors:
@@ -244,7 +255,7 @@ def _explain(policy: Policy, purpose: Purpose | None, states: list[State], decis
         assessment=None if purpose is None or purpose.assessment is None else purpose.assessment.id,
         human_contact=None if adm is None else adm.human_contact,
         record=None if decision.state is None else _explained(policy, decision.state),
-        considered=[_explained(policy, state) for state in considered],
+        considered=[_explained(policy, state) for state in considered[:_MAX_CONSIDERED]],
     )
 
 

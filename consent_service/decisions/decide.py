@@ -64,7 +64,7 @@ class Context(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """ISO 3166-1 alpha-2 code of the person's country; default is the tenant's."""
 
 
-class Ask(msgspec.Struct, frozen=True):
+class Ask(msgspec.Struct, frozen=True, gc=False):
     """One question: which purpose, on which channel, for which contact (keyed hash) and recipient."""
 
     purpose: str
@@ -74,7 +74,7 @@ class Ask(msgspec.Struct, frozen=True):
     context: Context = Context()
 
 
-class Decision(msgspec.Struct, frozen=True):
+class Decision(msgspec.Struct, frozen=True, gc=False):
     """What `decide` found. `valid_until` is the earliest flip by time alone, and no licence to keep the answer."""
 
     allow: bool
@@ -285,6 +285,8 @@ class _Question:
             reason, until = "not_yet_valid", grant.occurred_at
         elif expiry is not None and expiry <= self.now:
             reason = "expired"
+        elif grant.status == "given" and self.purpose.double_opt_in:
+            reason = "requested"  # given before the purpose asked for a confirmation
         elif grant.notice_version < self.purpose.required_notice.get(grant.notice, 0):
             reason = "notice_outdated"
         elif grant.grade < GRADES.index(self.purpose.evidence):

@@ -77,7 +77,7 @@ class Explanation(msgspec.Struct, frozen=True):
     record: ExplainedRecord | None
     """The record that decided."""
     considered: list[ExplainedRecord]
-    """Every standing record about the purpose, latest first."""
+    """The latest twenty standing records about the purpose, latest first."""
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):

@@ -25,7 +25,8 @@ SMALL = 65_536
 _LINGER_S = 1.0
 _LINGER_BYTES = 4_194_304
 
-_SINGLE = frozenset({b"authorization", b"content-encoding", b"content-length", b"content-type", b"origin"})
+_SINGLE = frozenset({b"authorization", b"content-encoding", b"content-length", b"content-type",
+                     b"idempotency-key", b"origin"})  # fmt: skip
 _NO_STORE = (b"cache-control", b"no-store")
 _ALWAYS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
 _VARY = (b"vary", b"Origin")

@@ -9,7 +9,7 @@ import msgspec
 
 from consent_service import db
 from consent_service.errors import NotFound
-from consent_service.policies.model import Notice, Policy, canonical, decode_policy
+from consent_service.policies.model import Policy, canonical, decode_policy
 
 
 class PolicyRow(msgspec.Struct, frozen=True):
@@ -21,13 +21,6 @@ class PolicyRow(msgspec.Struct, frozen=True):
     applied_at: datetime
 
 
-class NoticeRow(msgspec.Struct, frozen=True):
-    """The published content of a notice version."""
-
-    hash: str
-    body: bytes
-
-
 class Touched(msgspec.Struct, frozen=True):
     """How many identifiers have a record for some purposes."""
 
@@ -35,7 +28,6 @@ class Touched(msgspec.Struct, frozen=True):
 
 
 _READ = db.one("policies", "read_policy", PolicyRow)
-_NOTICE = db.one("policies", "read_notice", NoticeRow)
 _ACTIVATE = db.execute("policies", "activate_policy")
 _COUNT = db.one("policies", "count_subjects", Touched)
 
@@ -69,11 +61,6 @@ async def activate(connection: db.Connection, log_id: int, version: int, policy:
         [notice.id for notice in notices], [notice.version for notice in notices],
         [notice.hash for notice in notices], [canonical(notice) for notice in notices],
     )  # fmt: skip
-
-
-async def published(connection: db.Connection, log_id: int, notice: Notice) -> NoticeRow | None:
-    """What was published under this notice's id and version, if anything."""
-    return await _NOTICE(connection, log_id, notice.id, notice.version)
 
 
 async def count_subjects(connection: db.Connection, log_id: int, purposes: Sequence[str]) -> int:

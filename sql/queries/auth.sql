@@ -12,4 +12,4 @@ INSERT INTO credential (log_id, id, kind, name, secrets, scopes, origins, rate)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
 ON CONFLICT (log_id, id) DO UPDATE
 SET name = excluded.name, secrets = excluded.secrets, scopes = excluded.scopes, rate = excluded.rate,
-    origins = ARRAY(SELECT DISTINCT unnest(credential.origins || excluded.origins)), revoked_at = NULL;
+    origins = ARRAY(SELECT DISTINCT unnest(credential.origins || excluded.origins));

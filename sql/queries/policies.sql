@@ -5,11 +5,6 @@ SELECT version, hash, body, applied_at
 FROM policy_version
 WHERE log_id = $1 AND version = $2;
 
--- name: read_notice :one
-SELECT hash, body
-FROM notice_version
-WHERE log_id = $1 AND notice = $2 AND version = $3;
-
 -- name: activate_policy :exec
 -- Under the head's lock: the new version, its new notices, and the head that names it.
 WITH policy AS (

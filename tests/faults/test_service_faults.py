@@ -633,7 +633,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch, how: Callable[[Any], Any]) -> None
 
 def with_nul(made: Any) -> Any:
     """Class 22: text that the database cannot hold."""
-    return made._replace(method="form\0")
+    return msgspec.structs.replace(made, method="form\0")
 
 
 def with_null(made: Any) -> Any:
