@@ -774,3 +774,91 @@ async def test_a_retry_gets_its_answer_though_the_policy_would_refuse_it_now(
     assert (await tenant.post("/v1/consents", call(person, WEB))).status_code == 422
     again = await tenant.post("/v1/consents", body)
     assert (again.status_code, again.content) == (201, first.content)
+
+
+# -- what a hostile or careless caller tried -------------------------------------------------------------------------
+
+
+async def test_one_subject_has_no_more_contacts_than_can_be_weighed(tenant: Tenant, person: dict[str, str]) -> None:
+    def grants(first: int, count: int) -> list[dict[str, Any]]:
+        each = {"purpose": "marketing.email", "status": "given"}
+        return [{**each, "contact": f"a{number}@example.org"} for number in range(first, first + count)]
+
+    assert (await tenant.record(*grants(0, 32), subject=person)).status_code == 201
+    assert (await tenant.record(*grants(10, 20), subject=person)).status_code == 201, "known ones may be renewed"
+    refused = await tenant.record(*grants(32, 1), NO, subject=person)
+    assert (refused.status_code, pointers(refused)) == (422, ["/records"])
+    assert refused.json()["recorded"]["effective"] is True, "the no beside it stands"
+    assert (await tenant.check(person, "analytics", channel="web"))["reason"] == "withdrawn"
+
+
+async def test_a_no_to_everything_with_an_unknown_recipient_covers_every_recipient(
+    tenant: Tenant, person: dict[str, str], demo_policy: Policy
+) -> None:
+    recipient = demo_policy.purposes["share.partner"].recipients[0].id
+    given = {"purpose": "share.partner", "status": "given", "recipient": recipient}
+    assert (await tenant.record(given, subject=person)).json()["effective"] is True
+    for unknown in ("typo", "\0"):
+        no = {"purpose": "*", "status": "withdrawn", "recipient": unknown}
+        assert (await tenant.post("/v1/consents", {"subject": person, "records": [no]})).status_code == 201
+        assert (await tenant.check(person, "share.partner", recipient=recipient))["reason"] == "withdrawn"
+
+
+@pytest.mark.parametrize("language", ["\0", "zz"])
+async def test_a_no_beside_a_notice_that_was_never_shown_names_none(
+    tenant: Tenant, person: dict[str, str], language: str
+) -> None:
+    body = {**call(person, WEB, NO), "notice": {**NOTICE, "language": language}}
+    response = await tenant.post("/v1/consents", body)
+    assert (response.status_code, pointers(response)) == (422, ["/notice/language"])
+    answer = await tenant.check(person, "analytics", channel="web", explain=True)
+    assert (answer["reason"], answer["explain"]["record"]["notice"]) == ("withdrawn", None)
+
+
+async def test_noes_under_a_used_key_are_written_once(tenant: Tenant, person: dict[str, str]) -> None:
+    body = call(person, WEB)
+    assert (await tenant.post("/v1/consents", body)).status_code == 201
+    other = {**body, "records": [NO]}
+    events = {(await tenant.post("/v1/consents", other)).json()["recorded"]["event"] for _ in range(3)}
+    assert len(events) == 1
+
+
+async def test_a_list_that_is_too_long_leaves_one_record_for_each_no(tenant: Tenant, person: dict[str, str]) -> None:
+    everything = {"purpose": "*", "status": "withdrawn"}
+    response = await tenant.post("/v1/consents", {"subject": person, "records": [everything] * 1500})
+    assert (response.status_code, pointers(response)) == (422, ["/records"])
+    history = (await tenant.post("/v1/subjects/history", {"subject": person}, key="dpo")).json()
+    assert [len(entry["event"]["records"]) for entry in history["events"]] == [1]
+
+
+async def test_a_service_without_attestation_speaks_for_devices_only(
+    make_tenant: Tenants, demo_policy: Policy, person: dict[str, str]
+) -> None:
+    scopes = frozenset({"write:device", "check"})
+    weak = auth.Credential(0, "weak", "service", "weak", scopes, frozenset(), None)
+    tenant = await make_tenant.make(demo_policy, {"weak": weak})
+    assert (await tenant.post("/v1/consents", call(person, WEB), key="weak")).status_code == 403
+    device = {"type": "device", "id": uuid.uuid4().hex}
+    assert (await tenant.post("/v1/consents", call(device, WEB), key="weak")).status_code == 201
+    question = {"subject": device, "purpose": "analytics", "channel": "web", "explain": True}
+    answer = (await tenant.post("/v1/check", question, key="weak")).json()
+    assert answer["explain"]["record"]["evidence_grade"] == "anonymous_device"
+
+
+async def test_a_plain_yes_waits_for_its_confirmation_once_the_purpose_asks_for_one(
+    tenant: Tenant, demo_policy: Policy, person: dict[str, str]
+) -> None:
+    assert (await tenant.record({"purpose": "marketing.email", "status": "given"}, subject=person)).status_code == 201
+    stricter = msgspec.structs.replace(demo_policy.purposes["marketing.email"], double_opt_in=True)
+    async with db.connection(tenant.services.pool) as connection:
+        purposes = {**demo_policy.purposes, "marketing.email": stricter}
+        changed = msgspec.structs.replace(demo_policy, purposes=purposes)
+        await tenants.apply_policy(connection, tenant.log_id, store.Policies(), changed)
+    assert (await tenant.check(person, "marketing.email"))["reason"] == "requested"
+
+
+async def test_many_checks_are_explained_a_hundred_at_a_time(tenant: Tenant, person: dict[str, str]) -> None:
+    check = {"subject": person, "purpose": "analytics", "channel": "web", "explain": True}
+    assert (await tenant.post("/v1/checks", {"checks": [check] * 100})).status_code == 200
+    refused = await tenant.post("/v1/checks", {"checks": [check] * 101})
+    assert (refused.status_code, pointers(refused)) == (422, ["/checks/100/explain"])
