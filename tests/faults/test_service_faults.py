@@ -288,13 +288,13 @@ async def torment_and_compare(place: Path, kills: int, seed: int) -> dict[str, A
     return {"kills": kills, "acts": len(load.acknowledged), "retries": load.retries, "seconds": round(took, 1)}
 
 
-async def test_six_kills_under_load_lose_nothing_and_double_nothing(place: Path):
-    print(await torment_and_compare(place, 6, seed=6))  # noqa: T201 -- the figures, with -s
+async def test_twenty_kills_under_load_lose_nothing_and_double_nothing(place: Path):
+    print(await torment_and_compare(place, 20, seed=20))  # noqa: T201 -- the figures, with -s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [20, 21])
-async def test_twenty_kills_under_load_lose_nothing_and_double_nothing(place: Path, seed: int):
+@pytest.mark.parametrize("seed", [21, 22])
+async def test_twenty_other_kills_under_load_lose_nothing_and_double_nothing(place: Path, seed: int):
     print(await torment_and_compare(place, 20, seed))  # noqa: T201
 
 
