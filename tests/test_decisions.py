@@ -202,7 +202,7 @@ class Pure:
         act, errors = prepare(self.policy, 1, read(msgspec.json.encode(body)), credential, None, self.hasher)
         if errors or act is None:
             return False, {"errors": msgspec.to_builtins(errors)}
-        answer = self.batch.add(act, BatchRow(None, None, len(self.batch.events)))
+        answer = self.batch.add(act, BatchRow(len(self.batch.events), None, None))
         assert isinstance(answer, bytes)
         self.rows = list(self.batch.standing[act.identifier].values())
         return True, msgspec.json.decode(answer)

@@ -1,4 +1,4 @@
-"""Writing acts by group commit: under the ledger's lock, in one transaction and one statement a batch."""
+"""Writing acts by group commit: one statement a batch, on the condition that the ledger is as it was read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from consent_service.consents.answer import recorded
 from consent_service.consents.model import Shown
 from consent_service.consents.prepare import Act, Prepared, Sent, attests, earlier, prepare, read
 from consent_service.decisions import Ask, decide
-from consent_service.errors import ConsentError, FieldError, Forbidden, Invalid, KeyReused
+from consent_service.errors import ConsentError, FieldError, Forbidden, Frozen, Invalid, KeyReused, NotFound
 from consent_service.ledger import Batcher, Head, Revision, group_commit, lock_head, read_head
 from consent_service.policies import GRADES, Policy
 from consent_service.policies.store import Policies
@@ -47,9 +47,9 @@ class _PolicyMoved(ConsentError):
 class BatchRow(msgspec.Struct, frozen=True):
     """What is known about one act of a batch before it is written."""
 
+    events: int
     body: bytes | None
     answer: bytes | None
-    events: int
 
 
 class AnswerRow(msgspec.Struct, frozen=True):
@@ -59,11 +59,17 @@ class AnswerRow(msgspec.Struct, frozen=True):
     answer: bytes
 
 
+class Written(msgspec.Struct, frozen=True):
+    """Whether a batch was written."""
+
+    heads: int
+    """1, or 0 where the ledger had changed."""
+
+
 _READ_ANSWER = db.one("consents", "read_answer", AnswerRow)
-_READ_BATCH = db.many("consents", "read_batch", BatchRow)
+_READ_BATCH = db.headed("consents", "read_batch", Head, BatchRow)
 _READ_STATES = db.many("consents", "read_states", State)
-_WRITE_BATCH = db.execute("consents", "write_batch")
-_REWRITE_BATCH = db.execute("consents", "rewrite_batch")
+_WRITE_BATCH = db.one("consents", "write_batch", Written)
 
 
 class Writer:
@@ -171,28 +177,48 @@ class _Ledger:
         return head.policy, policy
 
     async def commit(self, acts: Sequence[Act]) -> Sequence[bytes | Exception]:
-        """Write a batch in one transaction."""
-        log_id = self.log_id
-        async with db.connection(self.pool) as connection, connection.transaction():
-            head = await lock_head(connection, log_id)
-            known = await _READ_BATCH(
-                connection, log_id, [a.credential for a in acts], [a.device for a in acts], [a.key for a in acts],
-                [a.identifier for a in acts],
-            )  # fmt: skip
-            batch = _Batch(head)
-            returning = {act.identifier for act, row in zip(acts, known, strict=True) if row.events}
-            if returning:
-                batch.load(await _READ_STATES(connection, log_id, list(returning)))
-            answers = [batch.add(act, row) for act, row in zip(acts, known, strict=True)]
-            if batch.events:
-                await _WRITE_BATCH(connection, log_id, head.now, head.size, *batch.new_rows())
-            if batch.again:
-                await _REWRITE_BATCH(connection, log_id, *batch.changed_rows())
+        """Write a batch, all of it or nothing.
+
+        The first try reads without a lock and writes on the condition that the ledger is as it was read: two round
+        trips. Only when another process was quicker does the second wait for its turn and hold the head meanwhile.
+        """
+        async with db.connection(self.pool) as connection:
+            answers = await self._try(connection, acts)
+            if answers is None:
+                async with connection.transaction():
+                    await lock_head(connection, self.log_id)
+                    answers = await self._try(connection, acts)
+        if answers is None:
+            raise AssertionError("whoever holds the head is not overtaken")
+        return answers
+
+    async def _try(self, connection: db.Connection, acts: Sequence[Act]) -> Sequence[bytes | Exception] | None:
+        """The answers; None if the ledger changed between reading and writing, so that nothing was written."""
+        found = await _READ_BATCH(
+            connection, self.log_id, [a.credential for a in acts], [a.device for a in acts], [a.key for a in acts],
+            [a.identifier for a in acts],
+        )  # fmt: skip
+        if found is None:
+            raise NotFound("There is no such tenant.")
+        head, known = found
+        if head.frozen:
+            raise Frozen
+        batch = _Batch(head)
+        returning = {act.identifier for act, row in zip(acts, known, strict=True) if row.events}
+        if returning:
+            batch.load(await _READ_STATES(connection, self.log_id, list(returning)))
+        answers = [batch.add(act, row) for act, row in zip(acts, known, strict=True)]
+        if batch.events:
+            written = await _WRITE_BATCH(
+                connection, self.log_id, head.now, head.size, head.epoch, head.policy, *batch.rows()
+            )
+            if written is None or not written.heads:
+                return None
         return answers
 
 
 class _Batch:
-    """What one transaction writes, gathered act by act. Runs under the head's lock."""
+    """What one statement writes, gathered act by act."""
 
     def __init__(self, head: Head) -> None:
         self.head = head
@@ -283,10 +309,11 @@ class _Batch:
                 record = replace(record, status="requested")
         return record
 
-    def new_rows(self) -> Iterator[Any]:
-        """The parameters of `write_batch`, from its fourth on."""
+    def rows(self) -> Iterator[Any]:
+        """The parameters of `write_batch`, from its sixth on."""
         yield from zip(*self.events, strict=True)
         yield from self._identifier_columns(self.identifiers.keys() - self.again)
+        yield from self._identifier_columns(self.again)
         yield list(self.contacts)
         yield list(self.contacts.values())
         now = self.head.now
@@ -297,10 +324,6 @@ class _Batch:
             )
             for key, (n, state) in self.changed.items() if key not in self.stored
         ]).decode()  # fmt: skip
-
-    def changed_rows(self) -> Iterator[Any]:
-        """The parameters of `rewrite_batch`, from its second on."""
-        yield from self._identifier_columns(self.again)
         yield _ROWS.encode([state for key, (_, state) in self.changed.items() if key in self.stored]).decode()
 
     def _identifier_columns(self, wanted: AbstractSet[bytes]) -> Iterator[list[Any]]:
