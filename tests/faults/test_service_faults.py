@@ -476,7 +476,8 @@ async def test_a_connection_cut_at_commit_leaves_exactly_one_record(cut_off: Beh
     first = await asyncio.gather(*(cut_off.act(person, key) for key in keys))
     assert {answer.status_code for answer in first} <= {201, 503}
     cut_off.proxy.times = 0
-    assert cut_off.proxy.cuts >= min(times, 4)
+    # What was committed though cut is found by the next try, which then writes nothing that could be cut.
+    assert cut_off.proxy.cuts >= (min(times, 4) if cut == "before" else 1)
     again = await asyncio.gather(*(cut_off.act(person, key) for key in keys))
     assert {answer.status_code for answer in again} == {201}
     for once, twice in zip(first, again, strict=True):
@@ -642,7 +643,7 @@ def with_nul(made: Any) -> Any:
 
 def with_null(made: Any) -> Any:
     """Class 23: a column that must not be null."""
-    return made._replace(subject=msgspec.structs.replace(made.subject, type=None))
+    return msgspec.structs.replace(made, subject=msgspec.structs.replace(made.subject, type=None))
 
 
 @pytest.mark.parametrize("how", [with_nul, with_null])
