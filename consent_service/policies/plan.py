@@ -91,6 +91,8 @@ def _purposes(old: Policy | None, new: Policy) -> Iterator[Change]:
             yield Change(kind="removed", what=what, text=text, purposes=_touched(old or new, name))
         else:
             yield from _purpose(before[name], new.purposes[name], new)
+            if old is not None and (change := _untold(old, before[name], new.purposes[name])) is not None:
+                yield change
 
 
 def _purpose(old: Purpose, new: Purpose, policy: Policy) -> Iterator[Change]:
@@ -98,6 +100,28 @@ def _purpose(old: Purpose, new: Purpose, policy: Policy) -> Iterator[Change]:
         text = f"purpose {new.id}: {SENTENCES[field](old, new)}"
         purposes = () if field in DESCRIPTIVE else _touched(policy, new.id)
         yield Change(kind="changed", what=f"purpose {new.id}", text=text, purposes=purposes)
+
+
+def _untold(policy: Policy, old: Purpose, new: Purpose) -> Change | None:
+    """A new recipient, or one elsewhere or in another role, is a material change: no earlier consent stands for it."""
+    known = {(it.id, it.role, it.country, it.safeguard) for it in old.recipients}
+    untold = [it for it in new.recipients if (it.id, it.role, it.country, it.safeguard) not in known]
+    if not untold or not new.needs_consent:
+        return None
+    newest = {
+        name: max(number for number, notice in versions.items() if new.id in notice.purposes)
+        for name, versions in policy.notices.items()
+        if any(new.id in notice.purposes for notice in versions.values())
+    }
+    standing = [name for name, version in sorted(newest.items()) if new.required_notice.get(name, 1) <= version]
+    if not standing:
+        return None
+    wanted = ", ".join(f"`required_notice.{name} = {newest[name] + 1}`" for name in standing)
+    text = (
+        f"purpose {new.id}: consents were given without knowing {_list([it.name for it in untold])}; publish a "
+        f"material version of each notice that presents it and write {wanted}"
+    )
+    return Change(kind="changed", what=f"purpose {new.id}", text=text, purposes=(new.id,), refused=True)
 
 
 def _welcome(purpose: Purpose) -> str:
