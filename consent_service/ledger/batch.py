@@ -4,9 +4,9 @@ What goes wrong with a commit is told to the callers it concerns:
 
 - an item that the database refuses (SQLSTATE class 22, 23) is found by halving the batch; the others still commit;
 - a serialisation failure or deadlock (class 40), or a head that somebody else holds too long, is tried again;
-- a lost connection leaves the outcome unknown. The same batch is committed once more: what had been committed before is
 - a lost connection leaves the outcome unknown. The same batch is committed once more: what had been committed is found
   by its idempotency key, and what is still under way holds the head. Only if that fails too do callers hear of it.
+"""
 
 from __future__ import annotations
 
