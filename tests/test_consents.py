@@ -15,7 +15,9 @@ import pytest
 from conftest import NOTICE, Tenant, Tenants
 
 from consent_service import auth, clock, db, demo, tenants
+from consent_service.consents import Writer
 from consent_service.policies import Policy, store
+from consent_service.policies.store import Policies
 from consent_service.states import STATUSES
 from consent_service.subjects import normal_contact
 
@@ -862,3 +864,24 @@ async def test_many_checks_are_explained_a_hundred_at_a_time(tenant: Tenant, per
     assert (await tenant.post("/v1/checks", {"checks": [check] * 100})).status_code == 200
     refused = await tenant.post("/v1/checks", {"checks": [check] * 101})
     assert (refused.status_code, pointers(refused)) == (422, ["/checks/100/explain"])
+
+
+async def test_two_processes_that_overtake_each_other_lose_and_double_nothing(tenant: Tenant, settings: Any) -> None:
+    """Each reads the ledger without a lock; whoever is overtaken must write nothing of what it read."""
+    secret = settings.secret.encode()
+    writers = [Writer(tenant.services.pool, Policies(), secret) for _ in range(2)]
+    credential = await tenant.services.keyring.authenticate(tenant.keys["service"])
+    person = {"type": "login", "id": "shared"}
+
+    async def write(number: int) -> str:
+        body = msgspec.json.encode(call(person, WEB))
+        return str(msgspec.json.decode(await writers[number % 2].record(body, credential, None))["rev"])
+
+    for start in range(0, 120, 2):  # one act each: a batch of several would hide a collision by halving itself
+        revisions = await asyncio.gather(write(start), write(start + 1))
+        assert len(set(revisions)) == 2
+    async with db.connection(tenant.services.pool) as connection:
+        rows = await connection.fetch(
+            "SELECT idx, sequence FROM consent_event WHERE log_id = $1 ORDER BY idx", tenant.log_id
+        )
+    assert [(row["idx"], row["sequence"]) for row in rows] == [(n, n + 1) for n in range(120)]
