@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, Protocol, cast
 
 from litestar import HttpMethod, Litestar, Request, Response
 from litestar.handlers import HTTPRouteHandler
 
-from consent_service import auth, consents, db, decisions, openapi
+from consent_service import auth, consents, db, decisions, links, openapi
+from consent_service.callers import Callers, LogoutForm, RevokeBody, Revoked
+from consent_service.devices import Devices
 from consent_service.guard import METRICS_TYPE, Guard, Operation, problem, render_metrics
-from consent_service.policies.store import Policies
+from consent_service.ledger import Ledgers
+from consent_service.links.proof import Challenges, Prover
 from consent_service.settings import Settings, secret
+from consent_service.tokens import Jwks, Verifier
 
 JSON = "application/json"
 BULK = 8 * 1024 * 1024
@@ -23,9 +27,14 @@ class Services(NamedTuple):
     """What handlers work with."""
 
     pool: db.Pool
+    ledgers: Ledgers
     keyring: auth.Keyring
+    callers: Callers
+    devices: Devices
     writer: consents.Writer
     checker: decisions.Checker
+    linker: links.Linker
+    conflicted: links.Conflicted
 
 
 class Headers(Protocol):
@@ -41,6 +50,8 @@ class Call(NamedTuple):
     body: bytes
     credential: auth.Credential
     headers: Headers
+    params: Mapping[str, str] = {}
+    """What stands in the address."""
 
 
 class Reply(NamedTuple):
@@ -61,12 +72,29 @@ async def services(settings: Settings, database_url: str) -> AsyncIterator[Servi
     """Everything that needs the database, while it is needed."""
     root = secret(settings)
     pool = await db.connect(database_url, size=settings.pool)
-    policies = Policies()
-    writer = consents.Writer(pool, policies, root)
+    ledgers, devices = Ledgers(pool, root), Devices(root)
+    writer = consents.Writer(ledgers, devices)
+    jwks = Jwks()
+    verifier = Verifier(jwks)
+    challenges = Challenges(root)
+    prover = Prover(devices, challenges, verifier)
+    keyring = auth.Keyring(pool, root)
     try:
-        yield Services(pool, auth.Keyring(pool, root), writer, decisions.Checker(pool, policies, root))
+        yield Services(
+            pool=pool,
+            ledgers=ledgers,
+            keyring=keyring,
+            callers=Callers(pool, ledgers, keyring, verifier),
+            devices=devices,
+            writer=writer,
+            checker=decisions.Checker(ledgers, devices),
+            linker=links.Linker(ledgers, prover, challenges),
+            conflicted=links.Conflicted(ledgers),
+        )
     finally:
         await writer.close()
+        await jwks.close()
+        await keyring.close()
         await pool.close()
 
 
@@ -78,7 +106,7 @@ def build(made: Services, *, workers: int = 1) -> Guard:
         logging_config=None,
         exception_handlers={Exception: _problem},
     )
-    return Guard(_Front(made, framework), OPERATIONS, made.keyring, workers=workers)
+    return Guard(_Front(made, framework), OPERATIONS, made.callers, workers=workers)
 
 
 def _route(made: Services, operation: Operation, handler: Handler) -> HTTPRouteHandler:
@@ -87,11 +115,12 @@ def _route(made: Services, operation: Operation, handler: Handler) -> HTTPRouteH
     async def handle(request: Request[Any, Any, Any]) -> Response[bytes]:
         body = await request.body() if operation.body is not None else b""
         credential = cast("auth.Credential", request.scope["state"].get("credential"))  # None where public
-        answer = await handler(made, Call(body, credential, request.headers))
+        answer = await handler(made, Call(body, credential, request.headers, request.path_params))
         reply = answer if isinstance(answer, Reply) else Reply(answer, status=operation.status)
         return Response(reply.body, media_type=reply.media_type, status_code=reply.status)
 
-    return HTTPRouteHandler(operation.path, http_method=HttpMethod(operation.method), name=operation.id)(handle)
+    path = operation.path.replace("}", ":str}")
+    return HTTPRouteHandler(path, http_method=HttpMethod(operation.method), name=operation.id)(handle)
 
 
 class _Front:
@@ -140,9 +169,14 @@ RECORD = Operation(
     summary="Record one act of a person: what they decided about one or more purposes.",
     scopes=frozenset({"write:attested", "write:device"}), body=consents.ConsentBody, answer=consents.Recorded,
 )  # fmt: skip
+DEVICE = Operation(
+    method="POST", path="/v1/devices", id="mintDevice", tag="devices", status=201, browser=True,
+    summary="Give a device an identifier of its own and the secret that proves it, with the first thing it agrees to.",
+    scopes=frozenset({"write:device"}), body=consents.DeviceBody, answer=consents.Minted,
+)  # fmt: skip
 CHECK = Operation(
-    method="POST", path="/v1/check", id="check", tag="decisions", scopes=frozenset({"check"}),
-    summary="May this person's data be processed for this purpose now?",
+    method="POST", path="/v1/check", id="check", tag="decisions", browser=True,
+    scopes=frozenset({"check", "write:device"}), summary="May this person's data be processed for this purpose now?",
     body=decisions.Check, answer=decisions.Answer, errors=frozenset({409}),
 )  # fmt: skip
 CHECKS = Operation(
@@ -151,14 +185,53 @@ CHECKS = Operation(
     body=decisions.Checks, answer=decisions.Decisions, errors=frozenset({409}),
 )  # fmt: skip
 STATE = Operation(
-    method="POST", path="/v1/subjects/state", id="readState", tag="subjects", scopes=frozenset({"state"}),
-    summary="Where a person stands on every purpose and channel.",
+    method="POST", path="/v1/subjects/state", id="readState", tag="subjects", browser=True,
+    scopes=frozenset({"state", "write:device"}), summary="Where a person stands on every purpose and channel.",
     body=decisions.SubjectBody, answer=decisions.SubjectState,
 )  # fmt: skip
 HISTORY = Operation(
     method="POST", path="/v1/subjects/history", id="readHistory", tag="subjects", scopes=frozenset({"state"}),
     summary="A person's events as they were recorded, oldest first.",
     body=decisions.HistoryBody, answer=decisions.History,
+)  # fmt: skip
+CHALLENGE = Operation(
+    method="POST", path="/v1/links/challenge", id="challengeLink", tag="links", browser=True,
+    summary="What a log-in must carry as `nonce` to prove that it links this identifier.",
+    scopes=frozenset({"links", "write:device"}), body=links.ChallengeBody, answer=links.Challenge,
+)  # fmt: skip
+LINK = Operation(
+    method="POST", path="/v1/links", id="link", tag="links", status=201, browser=True,
+    summary="Link an identifier to an account, a group or a guardian.",
+    scopes=frozenset({"links", "write:device"}), body=links.LinkBody, answer=links.Linked, errors=frozenset({409}),
+)  # fmt: skip
+END = Operation(
+    method="POST", path="/v1/links/{id}/end", id="endLink", tag="links", browser=True,
+    summary="End a link: what was permitted through it stops, a no keeps holding.",
+    scopes=frozenset({"links", "write:device"}), body=links.EndBody, answer=links.Linked, errors=frozenset({404}),
+)  # fmt: skip
+ANNUL = Operation(
+    method="POST", path="/v1/links/{id}/annul", id="annulLink", tag="links", pending=True,
+    summary="Annul a link that was false, as if it had never been: one officer asks (202), another one agrees.",
+    scopes=frozenset({"requests:approve"}), body=links.AnnulBody, answer=links.Linked, errors=frozenset({404}),
+)  # fmt: skip
+LINKS = Operation(
+    method="POST", path="/v1/subjects/links", id="readLinks", tag="subjects", scopes=frozenset({"state"}),
+    summary="Every link that an identifier ever took part in, and what happened to it.",
+    body=links.LinksBody, answer=links.Links,
+)  # fmt: skip
+CONFLICTS = Operation(
+    method="POST", path="/v1/subjects/conflicts", id="readConflicts", tag="subjects", scopes=frozenset({"state"}),
+    summary="What linked identifiers said differently, and nobody has resolved yet.",
+    body=links.ConflictsBody, answer=links.Conflicts,
+)  # fmt: skip
+REVOKE = Operation(
+    method="POST", path="/v1/tokens/revoke", id="revokeToken", tag="tokens",
+    scopes=frozenset({"keys", "requests:approve"}),
+    summary="Take one access token no more.", body=RevokeBody, answer=Revoked,
+)  # fmt: skip
+LOGOUT = Operation(
+    method="POST", path="/v1/logout", id="backChannelLogout", tag="tokens", public=True, scopes=None, form=True,
+    summary="Take nothing more of a session that its OpenID provider has ended.", body=LogoutForm,
 )  # fmt: skip
 LIVE = Operation(
     method="GET", path="/livez", id="live", tag="operation", public=True, scopes=None,
@@ -190,6 +263,11 @@ async def record(made: Services, call: Call) -> bytes:
     return await made.writer.record(call.body, call.credential, call.headers.get("idempotency-key"))
 
 
+async def mint(made: Services, call: Call) -> bytes:
+    """See `consents.Writer.begin`."""
+    return await made.writer.begin(call.body, call.credential)
+
+
 async def check(made: Services, call: Call) -> bytes:
     """See `decisions.Checker.check`."""
     return await made.checker.check(call.body, call.credential)
@@ -208,6 +286,47 @@ async def state(made: Services, call: Call) -> bytes:
 async def history(made: Services, call: Call) -> bytes:
     """See `decisions.Checker.history`."""
     return await made.checker.history(call.body, call.credential)
+
+
+async def challenge(made: Services, call: Call) -> bytes:
+    """See `links.Linker.challenge`."""
+    return await made.linker.challenge(call.body, call.credential)
+
+
+async def link(made: Services, call: Call) -> bytes:
+    """See `links.Linker.link`."""
+    return await made.linker.link(call.body, call.credential)
+
+
+async def end_link(made: Services, call: Call) -> bytes:
+    """See `links.Linker.end`."""
+    return await made.linker.end(call.body, call.credential, call.params["id"])
+
+
+async def annul_link(made: Services, call: Call) -> Reply:
+    """See `links.Linker.annul`."""
+    status, answer = await made.linker.annul(call.body, call.credential, call.params["id"])
+    return Reply(answer, status=status)
+
+
+async def read_links(made: Services, call: Call) -> bytes:
+    """See `links.Conflicted.links`."""
+    return await made.conflicted.links(call.body, call.credential)
+
+
+async def conflicts(made: Services, call: Call) -> bytes:
+    """See `links.Conflicted.conflicts`."""
+    return await made.conflicted.conflicts(call.body, call.credential)
+
+
+async def revoke(made: Services, call: Call) -> bytes:
+    """See `callers.Callers.revoke`."""
+    return await made.callers.revoke(call.body, call.credential)
+
+
+async def logout(made: Services, call: Call) -> bytes:
+    """See `callers.Callers.logout`."""
+    return await made.callers.logout(call.body)
 
 
 async def live(_made: Services, _call: Call) -> bytes:
@@ -239,10 +358,19 @@ async def description(_made: Services, _call: Call) -> bytes:
 
 ROUTES: dict[Operation, Handler] = {
     RECORD: record,
+    DEVICE: mint,
     CHECK: check,
     CHECKS: checks,
     STATE: state,
     HISTORY: history,
+    LINKS: read_links,
+    CONFLICTS: conflicts,
+    CHALLENGE: challenge,
+    LINK: link,
+    END: end_link,
+    ANNUL: annul_link,
+    REVOKE: revoke,
+    LOGOUT: logout,
     LIVE: live,
     READY: ready,
     METRICS: metrics,

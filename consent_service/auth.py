@@ -1,7 +1,8 @@
-"""Who calls, and what they may do.
+"""Who calls, and what they may do: credentials, and the keys that prove them. `keys.py` makes and ends them.
 
 A key is `<prefix>_<log_id>_<credential>_<secret>`: the tenant comes from the credential and from nowhere else. The
-secret has 256 random bits; the database holds its HMAC only.
+secret has 256 random bits; the database holds its HMAC only. A credential has one key; two, while the second
+takes the first one's place.
 """
 
 from __future__ import annotations
@@ -9,14 +10,13 @@ from __future__ import annotations
 import asyncio
 import hmac
 import re
-import secrets
 import time
 from typing import Literal, get_args
 
 import msgspec
 
-from consent_service import db
-from consent_service.errors import SetupError, Unauthenticated
+from consent_service import db, log
+from consent_service.errors import Unauthenticated
 
 Scope = Literal[
     "check", "write:device", "write:attested", "links", "state", "events", "export", "requests", "requests:approve",
@@ -24,12 +24,24 @@ Scope = Literal[
 ]  # fmt: skip
 SCOPES: frozenset[str] = frozenset(get_args(Scope))
 
-Kind = Literal["service", "publishable", "officer"]
-PREFIX: dict[Kind, str] = {"service": "sk", "publishable": "pk", "officer": "ok"}
+Role = Literal["viewer", "exporter", "policy_editor", "approver", "admin"]
+ROLES: dict[Role, frozenset[Scope]] = {
+    "viewer": frozenset({"state", "events"}),
+    "exporter": frozenset({"state", "events", "export"}),
+    "policy_editor": frozenset({"state", "events", "policies"}),
+    "approver": frozenset({"state", "events", "requests", "requests:approve"}),
+    "admin": frozenset({"state", "events", "export", "requests", "requests:approve", "policies", "keys"}),
+}
+"""What an officer may do in each role."""
 
+Kind = Literal["service", "publishable", "officer", "person"]
+"""`person`: somebody who calls with a token of their own log-in; has no key."""
+PREFIX: dict[Kind, str] = {"service": "sk", "publishable": "pk", "officer": "ok"}
 FRESH_S = 1.0
 """A credential read from the database is taken as still valid for this long."""
 _MAX_KNOWN = 10_000
+_NOTE_EVERY_S = 60.0
+_CLOSE_S = 1.0
 _TOKEN = re.compile(
     r"(?P<prefix>sk|pk|ok)_(?P<log>[1-9][0-9]{0,8})_(?P<id>[a-z0-9-]{1,32})_(?P<secret>[\w-]{43})", re.ASCII
 )
@@ -47,11 +59,14 @@ class Credential(msgspec.Struct, frozen=True):
     """Web origins (scheme, host, port, exactly) from which a browser may use it."""
     rate: int | None
     """Requests per second; None: no limit."""
+    login: str = ""
+    """Of a person: the id of the log-in that it speaks for."""
 
 
 class CredentialRow(msgspec.Struct, frozen=True):
-    """A row of `credential`."""
+    """A row of `credential`, or one like it where there is none."""
 
+    found: bool
     log_id: int
     id: str
     kind: Kind
@@ -60,20 +75,42 @@ class CredentialRow(msgspec.Struct, frozen=True):
     scopes: list[str]
     origins: list[str]
     rate: int | None
+    unnoted: bool
+    """Nobody has written down for a minute that it is used."""
 
 
 _READ = db.one("auth", "read_credential", CredentialRow)
-_ADD = db.execute("auth", "add_credential")
+_NOTE = db.execute("auth", "note_use")
+_log = log.get("auth")
 
 
 class Keyring:
-    """Verifies keys; remembers a verified one for FRESH_S seconds."""
+    """Verifies keys; remembers a verified one for FRESH_S seconds, and writes down which were used.
+
+    Belongs to one event loop; to be closed before its pool is.
+    """
 
     def __init__(self, pool: db.Pool, secret: bytes) -> None:
         self._pool = pool
         self._key = _secret_key(secret)
         self._known: dict[str, tuple[float, Credential]] = {}
         self._asking: dict[str, asyncio.Task[Credential]] = {}
+        self._noted: dict[tuple[int, str], float] = {}
+        """When this process last set out to write down that a credential was used."""
+        self._used: list[tuple[int, str]] = []
+        """Still to be written down."""
+        self._noting: asyncio.Task[None] | None = None
+        self._closed = False
+
+    async def close(self) -> None:
+        """End what is being written down, within about a second. Keys are still verified, but not noted any more."""
+        self._closed = True
+        if self._noting is None:
+            return
+        _, late = await asyncio.wait({self._noting}, timeout=_CLOSE_S)
+        if late:
+            self._noting.cancel()
+            await asyncio.wait(late, timeout=_CLOSE_S)
 
     def known(self, token: str) -> Credential | None:
         """The credential of a key verified a moment ago, without asking the database."""
@@ -101,13 +138,13 @@ class Keyring:
         if match is None:
             raise Unauthenticated("This is no key of this service. Send `Authorization: Bearer <key>`.")
         read_at = time.monotonic()
-        async with db.connection(self._pool) as connection:
+        async with db.connection(self._pool, int(match["log"])) as connection:
             row = await _READ(connection, int(match["log"]), match["id"])
+        assert row is not None, "the statement always gives one row"  # noqa: S101 -- an invariant of the SQL
         offered = hmac.digest(self._key, match["secret"].encode(), "sha256")
         # Compare even where there is nothing to compare with: an unknown id must not answer sooner.
-        stored = row.secrets if row is not None else [bytes(32)]
-        matches = [hmac.compare_digest(offered, secret) for secret in stored]
-        if row is None or not any(matches) or PREFIX[row.kind] != match["prefix"]:
+        matches = [hmac.compare_digest(offered, secret) for secret in row.secrets]
+        if not (any(matches) and row.found) or PREFIX.get(row.kind) != match["prefix"]:
             self._known.pop(token, None)
             raise Unauthenticated("This key is not valid, or was revoked.")
         credential = Credential(
@@ -116,26 +153,37 @@ class Keyring:
         if len(self._known) >= _MAX_KNOWN:
             self._known.clear()
         self._known[token] = (read_at, credential)
+        if row.unnoted:
+            self._note((row.log_id, row.id))
         return credential
 
+    def _note(self, who: tuple[int, str]) -> None:
+        """Have it written down that a credential was used. Nobody waits for that, and nobody hears if it fails."""
+        now = time.monotonic()
+        if self._closed or now - self._noted.get(who, -_NOTE_EVERY_S) < _NOTE_EVERY_S:
+            return
+        if len(self._noted) >= _MAX_KNOWN:
+            self._noted.clear()
+        self._noted[who] = now
+        self._used.append(who)
+        if self._noting is None or self._noting.done():
+            self._noting = asyncio.create_task(self._write_notes())
 
-async def add_key(
-    connection: db.Connection,
-    secret: bytes,
-    credential: Credential,
-    key: str | None = None,
-) -> str:
-    """Store a credential and return its key, a new one unless `key` is given; the key is nowhere else to be had."""
-    if credential.kind == "publishable" and "write:attested" in credential.scopes:
-        raise SetupError("A publishable key is seen by everybody and cannot attest. Give it `write:device`.")
-    if key is None:
-        key = f"{PREFIX[credential.kind]}_{credential.log_id}_{credential.id}_{secrets.token_urlsafe(32)}"
-    stored = hmac.digest(_secret_key(secret), key[-43:].encode(), "sha256")
-    await _ADD(
-        connection, credential.log_id, credential.id, credential.kind, credential.name, [stored],
-        sorted(credential.scopes), sorted(credential.origins), credential.rate,
-    )  # fmt: skip
-    return key
+    async def _write_notes(self) -> None:
+        """One at a time, so that requests have all connections but one."""
+        while self._used:
+            log_id, credential = self._used.pop()
+            try:
+                async with db.connection(self._pool, log_id) as connection:
+                    await _NOTE(connection, log_id, credential)
+            except Exception as error:  # noqa: BLE001 -- whatever it is, the request has nothing to do with it
+                self._used.clear()  # they come again in a minute; one line says enough until then
+                _log.warning("use of a key not noted", log_id=log_id, credential=credential, exc_info=error)
+
+
+def stored(secret: bytes, key: str) -> bytes:
+    """What the database keeps of a key."""
+    return hmac.digest(_secret_key(secret), key[-43:].encode(), "sha256")
 
 
 def _secret_key(secret: bytes) -> bytes:

@@ -11,7 +11,7 @@ import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import cache
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 import asyncpg
 import msgspec
@@ -32,6 +32,9 @@ LOST = (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientErr
 
 COLLISION = asyncpg.UniqueViolationError
 """Somebody else made the same row a moment ago."""
+
+APP = "consent_app"
+"""The role that the service works as: it owns nothing, and row-level security shows it one tenant at a time."""
 
 
 class Query:
@@ -72,23 +75,31 @@ class one(Query, Generic[Row]):  # noqa: N801
         return None if record is None else self.row(*record)
 
 
-class headed(Query, Generic[Head, Row]):  # noqa: N801
-    """A query whose rows each begin with the same head; what follows is all null where the head stands alone."""
+class headed(Query, Generic[Head]):  # noqa: N801
+    """A query whose rows each begin with the same head, and go on with one or more Structs.
 
-    def __init__(self, room: str, name: str, head: type[Head], row: type[Row]) -> None:
-        super().__init__(room, name, head, row)
+    A Struct whose first column is null is not there: None stands in its place.
+    """
+
+    def __init__(self, room: str, name: str, head: type[Head], *rows: type[msgspec.Struct]) -> None:
+        super().__init__(room, name, head, *rows)
         self.head = head
-        self.row = row
-        self.width = len(msgspec.structs.fields(head))
+        ends = [len(msgspec.structs.fields(head))]
+        for row in rows:
+            ends.append(ends[-1] + len(msgspec.structs.fields(row)))
+        self.width = ends[0]
+        self.parts = list(zip(rows, ends, ends[1:], strict=False))
 
-    async def __call__(self, connection: Connection, *args: Any) -> tuple[Head, list[Row]] | None:
+    async def __call__(self, connection: Connection, *args: Any) -> tuple[Head, list[tuple[Any, ...]]] | None:
         """Run it; None where there is no head."""
         records = await connection.fetch(self.sql, *args)
         if not records:
             return None
-        width, row = self.width, self.row
-        head = self.head(*records[0][:width])
-        return head, [row(*record[width:]) for record in records if record[width] is not None]
+        parts = self.parts
+        return self.head(*records[0][: self.width]), [
+            tuple([None if record[start] is None else row(*record[start:end]) for row, start, end in parts])
+            for record in records
+        ]
 
 
 class execute(Query):  # noqa: N801
@@ -108,8 +119,24 @@ def _queries(room: str) -> dict[str, str]:
     return {name: sql.strip().rstrip(";") for name, sql in zip(parts[1::2], parts[2::2], strict=True)}
 
 
-async def connect(url: str, *, size: int = 4) -> Pool:
+class Session(asyncpg.Connection):
+    """A connection that acts for one tenant at a time; it stays that tenant's until it is told otherwise."""
+
+    log_id: int | None = None
+    """The tenant as the server knows it."""
+
+    async def act_for(self, log_id: int) -> None:
+        """From now on see and touch this tenant's rows only. Not within a transaction, whose end might take it back."""
+        if self.log_id != log_id:
+            self.log_id = None
+            await ACT_FOR(self, str(log_id))
+            self.log_id = log_id
+
+
+async def connect(url: str, *, size: int = 4, role: str | None = APP) -> Pool:
     """A pool of at most `size` connections; the first is made at once, so that a wrong address is told at start.
+
+    `role` is who the statements run as; None: whoever logs in.
 
     Raises:
         SetupError: the database cannot be reached or refuses the log-in.
@@ -129,11 +156,12 @@ async def connect(url: str, *, size: int = 4) -> Pool:
         "tcp_keepalives_idle": "5",
         "tcp_keepalives_interval": "2",
         "tcp_keepalives_count": "2",
+        **({} if role is None else {"role": role}),
     }
     try:
         return await asyncpg.create_pool(
             url, min_size=1, max_size=size, timeout=5, command_timeout=10, max_inactive_connection_lifetime=0,
-            max_cached_statement_lifetime=0, server_settings=settings, reset=_keep,
+            max_cached_statement_lifetime=0, server_settings=settings, reset=_keep, connection_class=Session,
         )  # fmt: skip
     except (*LOST, asyncpg.PostgresError, ValueError) as error:
         said = (
@@ -145,6 +173,7 @@ async def connect(url: str, *, size: int = 4) -> Pool:
 
 
 PING = execute("db", "ping")
+ACT_FOR = execute("db", "act_for")
 
 
 async def _keep(_connection: Connection) -> None:
@@ -152,11 +181,24 @@ async def _keep(_connection: Connection) -> None:
 
 
 @asynccontextmanager
-async def connection(pool: Pool) -> AsyncIterator[Connection]:
-    """A connection of the pool for a few statements; raises Unavailable when the database cannot be asked."""
+async def connection(pool: Pool, log_id: int | None = None) -> AsyncIterator[Connection]:
+    """A connection of the pool for a few statements, acting for the tenant `log_id`.
+
+    Without a tenant only the tables about the deployment itself may be touched.
+
+    Raises:
+        Unavailable: the database cannot be asked.
+    """
     with told():
         async with pool.acquire(timeout=5) as acquired:
+            if log_id is not None:
+                await act_for(acquired, log_id)
             yield acquired
+
+
+async def act_for(connection: Connection, log_id: int) -> None:
+    """Let a connection act for a tenant from now on; see `Session`."""
+    await cast("Session", connection).act_for(log_id)
 
 
 @contextmanager
@@ -178,22 +220,71 @@ async def migrate(url: str) -> list[str]:
     Raises:
         SetupError: the database is unreachable, or newer than this code.
     """
-    async with await connect(url, size=1) as pool, connection(pool) as session:
+    async with await connect(url, size=1, role=None) as pool, connection(pool) as session:
+        if not _missing(await _applied(session)):  # whoever may not change the schema may still serve
+            return []
+        await _make_role(session)
         await _make_migration_table(session)
         async with session.transaction():
             await session.execute("LOCK TABLE migration IN ACCESS EXCLUSIVE MODE")
-            done = {row[0] for row in await session.fetch("SELECT version FROM migration")}
-            known = migrations()
-            if done - known.keys():
-                raise SetupError(
-                    f"The database was migrated by a newer version (to {max(done)}, this one knows {max(known)}). "
-                    "Install that version or use another database."
-                )
-            new = {version: known[version] for version in sorted(known.keys() - done)}
+            new = _missing(await _applied(session))
             for version, (name, sql) in new.items():
                 await session.execute(sql)
                 await session.execute("INSERT INTO migration (version, name) VALUES ($1, $2)", version, name)
             return [name for name, _ in new.values()]
+
+
+async def _applied(session: Connection) -> dict[int, str]:
+    """The migrations that were applied, by version; none where there is no table of them."""
+    if await session.fetchval("SELECT to_regclass('migration')") is None:
+        return {}
+    return dict(await session.fetch("SELECT version, name FROM migration"))
+
+
+def _missing(done: dict[int, str]) -> dict[int, tuple[str, str]]:
+    """The migrations that are still to be applied.
+
+    Raises:
+        SetupError: the database is not one of this version's past.
+    """
+    known = migrations()
+    if done.keys() - known.keys():
+        raise SetupError(
+            f"The database was migrated by a newer version (to {max(done)}, this one knows {max(known)}). "
+            "Install that version or use another database."
+        )
+    if strange := [name for version, name in done.items() if known[version][0] != name]:
+        raise SetupError(
+            f"The database was made by a version before the first release ({strange[0]}), whose data cannot "
+            "be taken over. Use another database or another folder (--data)."
+        )
+    return {version: known[version] for version in sorted(known.keys() - done)}
+
+
+async def _make_role(session: Connection) -> None:
+    """The role of the service, and the right to work as it. Roles belong to the server, migrations to one database.
+
+    Raises:
+        SetupError: we may not make it; says what an administrator has to run.
+    """
+    user = await session.fetchval("SELECT current_user")
+    try:
+        for _ in range(5):
+            try:
+                if not await session.fetchval("SELECT true FROM pg_roles WHERE rolname = $1", APP):
+                    await session.execute(f"CREATE ROLE {APP} NOLOGIN")
+                if not await session.fetchval("SELECT pg_has_role($1, 'MEMBER')", APP):
+                    await session.execute(f"GRANT {APP} TO CURRENT_USER")
+            except (asyncpg.UniqueViolationError, asyncpg.DuplicateObjectError, asyncpg.InternalServerError):
+                await asyncio.sleep(0.05)  # another starter makes it at this moment
+            else:
+                return
+    except asyncpg.InsufficientPrivilegeError:
+        raise SetupError(
+            f'The role {APP} is missing, or "{user}" may not work as it. An administrator of the database server runs '
+            f'once: CREATE ROLE {APP} NOLOGIN; GRANT {APP} TO "{user}";'
+        ) from None
+    raise SetupError(f"The role {APP} could not be made. Start again.")
 
 
 async def _make_migration_table(session: Connection) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from consent_service import auth, db, policies, tenants
+from consent_service import db, keys, policies, tenants
 from consent_service.auth import Credential, Kind, Scope
 from consent_service.ledger import lock_head, read_head
 from consent_service.policies import store
@@ -33,8 +33,8 @@ async def set_up(database_url: str, secret: bytes, data: Path, base: str) -> dic
         async with connection.transaction():
             await lock_head(connection, log_id)  # two starters at once agree on the keys of the first
             kept = _kept(data / "keys.json")
-            keys = {
-                name: await auth.add_key(
+            made = {
+                name: await keys.add_key(
                     connection,
                     secret,
                     Credential(log_id, name, kind, f"demo {name}", scopes, _origins(kind, base), None),
@@ -42,8 +42,9 @@ async def set_up(database_url: str, secret: bytes, data: Path, base: str) -> dic
                 )
                 for name, (kind, scopes) in KEYS.items()
             }
-            _keep(data / "keys.json", keys)
-    return {"tenant": TENANT, "keys": keys}
+            _keep(data / "keys.json", made)
+            live = {n: key for n, key in made.items() if await keys.is_valid(connection, secret, log_id, n, key)}
+    return {"tenant": TENANT, "keys": live}
 
 
 def _kept(file: Path) -> dict[str, str]:
@@ -62,7 +63,7 @@ def _origins(kind: Kind, base: str) -> frozenset[str]:
 
 def welcome(facts: dict[str, Any]) -> str:
     """What to try first; every line can be pasted."""
-    url, service = facts["url"], facts["keys"]["service"]
+    url, service = facts["url"], facts["keys"].get("service", "KEY")  # it may have been rotated out since
     curl = f"curl -s {url}/v1/{{}} -H 'Authorization: Bearer {service}' -H 'Content-Type: application/json'"
     record = (
         '{"id":"first","subject":{"type":"login","id":"ada"},"method":"form",'

@@ -55,6 +55,8 @@ BIRTH: Final = b"""\
 CREATE ROLE consent LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE;
 ALTER ROLE consent SET log_error_verbosity = terse;
 ALTER ROLE consent SET log_min_error_statement = panic;
+CREATE ROLE consent_app NOLOGIN;
+GRANT consent_app TO consent;
 CREATE DATABASE consent OWNER consent;
 """
 

@@ -67,12 +67,16 @@ class RevisionAhead(ConsentError):
     """`at_least` names a revision that this ledger has not reached. Check the tenant and send the `rev` you got."""
 
 
+class Taken(ConsentError):
+    """Something else is there already. What it is, and what to do about it, stands in `detail`."""
+
+
 class Frozen(ConsentError):
     """This ledger takes no writes at the moment. Ask the operator to look at `consent ledger status`."""
 
 
 class Unavailable(ConsentError):
-    """The database cannot be reached at the moment. Send the same request again with the same key."""
+    """Something that this call needs cannot be reached at the moment. Send the same request again with the same key."""
 
 
 class SetupError(ConsentError):

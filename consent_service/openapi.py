@@ -13,6 +13,7 @@ import msgspec
 from consent_service import __version__, data
 from consent_service.decisions import ALLOWS, REASONS
 from consent_service.guard import Operation, problems
+from consent_service.links import LinkEvent
 from consent_service.states import Event
 
 PROBLEM = {
@@ -47,7 +48,7 @@ def document(operations: tuple[Operation, ...]) -> bytes:
 
 def _tree(operations: Sequence[Operation]) -> dict[str, Any]:
     types = [kind for operation in operations for kind in (operation.body, operation.answer) if kind is not None]
-    types.append(Event)  # stands in answers as it was written
+    types += [Event, LinkEvent]  # these stand in answers as they were written
     schemas, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     known = dict(zip(types, schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
@@ -84,10 +85,19 @@ def _operation(operation: Operation, known: dict[type, Any]) -> dict[str, Any]:
     if operation.body is not None:
         described["requestBody"] = {
             "required": True,
-            "content": {"application/json": {"schema": known[operation.body], **_example(operation)}},
+            "content": {
+                "application/x-www-form-urlencoded" if operation.form else "application/json": {
+                    "schema": known[operation.body],
+                    **_example(operation),
+                }
+            },
         }
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "format": "uuid"}}
+        for name in re.findall(r"\{([a-z_]+)\}", operation.path)
+    ]
     if operation.keyed:
-        described["parameters"] = [
+        parameters.append(
             {
                 "name": "Idempotency-Key",
                 "in": "header",
@@ -95,7 +105,9 @@ def _operation(operation: Operation, known: dict[type, Any]) -> dict[str, Any]:
                 "description": "Names the act, so that a retry doubles nothing; the body's `id` says the same.",
                 "schema": {"type": "string", "minLength": 1, "maxLength": 256},
             }
-        ]
+        )
+    if parameters:
+        described["parameters"] = parameters
     return described
 
 
@@ -112,8 +124,12 @@ def _responses(operation: Operation, known: dict[type, Any]) -> dict[str, Any]:
         else {"application/json": {"schema": known[operation.answer]}}
     )
     responses: dict[str, Any] = {str(operation.status): {"description": "Done.", "content": content}}
+    if operation.pending:
+        responses["202"] = {"description": "Noted; somebody else has to agree.", "content": content}
     problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
     statuses = (_PUBLIC if operation.public else _COMMON) | operation.errors
+    if operation.body is not None:
+        statuses |= {408, 413}
     for status in sorted(statuses):
         titles = sorted({p.title for p in problems() if p.status == status})
         responses[str(status)] = {"description": " / ".join(titles), "content": problem}

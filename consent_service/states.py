@@ -1,6 +1,6 @@
 """The consent state: what remains of a person's records once only the current ones count.
 
-A state row belongs to one identifier × purpose × channel × contact × recipient and has one of seven slots. In each slot
+A state row belongs to one identifier × purpose × channel × contact × recipient and has one of eight slots. In each slot
 and evidence grade the record with the latest `occurred_at` stands; nothing is ever merged across slots. The fold is
 therefore commutative, associative and idempotent: records may arrive in any order, from any edge, more than once, and
 the rows come out the same. What the rows *mean* together is for `decisions.decide` alone.
@@ -27,6 +27,8 @@ STATUSES: tuple[Status, ...] = get_args(Status)
 GRANTS: frozenset[str] = frozenset({"given", "confirmed", "renewed"})
 RESTRICTIVE: frozenset[str] = frozenset({"withdrawn", "refused", "objected"})
 """A person's no: needs a subject and a purpose, nothing else, and always stands."""
+CARRIED: frozenset[str] = RESTRICTIVE | {"restricted", "ceased"}
+"""What holds for every identifier of the person, also after they are no longer linked."""
 
 ANY = ""
 """In a key: every channel, every contact or every recipient. As a purpose, `ALL_PURPOSES` says the same."""
@@ -45,6 +47,8 @@ class Slot:
     """A slot of its own: a withdrawal of consent, however late, takes nothing from an objection to another basis."""
     EXPLICIT: Final = 6
     """A grant by an express statement: a mere click, however late, takes nothing from it."""
+    GUARDIAN: Final = 7
+    """A grant that a guardian gave for a child: what the child clicks takes nothing from it."""
 
 
 SLOT: dict[str, int] = {
@@ -71,8 +75,8 @@ _CAUTION: dict[str, int] = {
 }  # fmt: skip
 
 
-StateKey = tuple[str, str, bytes, str, int, int]
-"""What a row is unique by within one identifier: purpose, channel, contact, recipient, slot, grade."""
+StateKey = tuple[str, str, bytes, str, int, int, int, bytes]
+"""What a row is unique by within one identifier: purpose, channel, contact, recipient, slot, grade, tenure, via."""
 
 
 Moment = Annotated[datetime, Meta(tz=True)]
@@ -94,6 +98,11 @@ class State(msgspec.Struct, frozen=True, gc=False):
     slot: int
     grade: int
     """Place in `policies.GRADES`."""
+    tenure: int
+    """The strand of the identifier in which it was recorded."""
+    via: bytes
+    """The links (16 bytes each) that carried a no here from another identifier, or that of the guardian who agreed;
+    b"" for what was said here."""
     status: Status
     occurred_at: datetime
     recorded_at: datetime
@@ -105,11 +114,19 @@ class State(msgspec.Struct, frozen=True, gc=False):
     language: str
     method: str
     event: UUID
+    linked_at: datetime | None = None
+    """Of a carried no: since when the identifiers belonged together."""
+    origin: bytes = b""
+    """On which identifier it was said."""
+    account: bytes = b""
+    """Whose account it was then."""
 
     @property
     def key(self) -> StateKey:
         """What the row is unique by, within one identifier."""
-        return (self.purpose, self.channel, self.contact, self.recipient, self.slot, self.grade)
+        return (
+            self.purpose, self.channel, self.contact, self.recipient, self.slot, self.grade, self.tenure, self.via,
+        )  # fmt: skip
 
     @property
     def rank(self) -> tuple[datetime, int, UUID]:
@@ -117,8 +134,10 @@ class State(msgspec.Struct, frozen=True, gc=False):
         return (self.occurred_at, _CAUTION[self.status], self.event)
 
 
-def slot_of(status: Status, method: str | None) -> int:
+def slot_of(status: Status, method: str | None, *, guardian: bool = False) -> int:
     """The slot of a record."""
+    if guardian and status in GRANTS:
+        return Slot.GUARDIAN
     return Slot.EXPLICIT if status in GRANTS and method in EXPLICIT_METHODS else SLOT[status]
 
 
@@ -171,6 +190,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     method: str | None
     evidence: dict[str, Any] | None
     grade: str
+    guardian: Subject | None
+    """Who acted for the subject, a child."""
     credential: str
     """Who reported it."""
     policy: int

@@ -13,6 +13,8 @@ from msgspec import Meta
 from consent_service.errors import FieldError
 
 MAX_ID = 256
+MAX_PROOF = 128
+"""Longest proof of possession."""
 
 
 class Subject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -43,6 +45,10 @@ class Hasher:
     def idempotency_key(self, value: str, part: bytes) -> bytes:
         """Callers put order numbers and names into their keys: those are kept as hashes too."""
         return self._hash(b"idempotency " + part, value)
+
+    def once(self, kind: str, value: str) -> bytes:
+        """What must not be taken twice, or not any more: a challenge, a token, a session."""
+        return self._hash(kind.encode(), value)
 
     def _hash(self, kind: bytes, value: str) -> bytes:
         keyed = self._keyed.copy()

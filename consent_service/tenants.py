@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import msgspec
@@ -46,27 +47,28 @@ class Plan(NamedTuple):
 
 
 _ADD = db.one("ledger", "add_tenant", LogId)
+_ADD_HEAD = db.execute("ledger", "add_head")
 _READ = db.one("ledger", "read_tenant", LogId)
 
 
 async def find(connection: db.Connection, slug: str) -> int | None:
-    """The ledger of a tenant, None where there is no such tenant."""
+    """The ledger of a tenant, for which the connection acts from then on; None where there is no such tenant."""
     row = await _READ(connection, slug)
-    return None if row is None else row.log_id
+    if row is None:
+        return None
+    await db.act_for(connection, row.log_id)
+    return row.log_id
 
 
 async def ensure(connection: db.Connection, slug: str) -> int:
-    """The ledger of a tenant, made where it is missing."""
+    """The ledger of a tenant, made where it is missing; the connection acts for it from then on."""
     for _ in range(5):  # two starters may pick the same new number; one of them looks again
         found = await find(connection, slug)
         if found is not None:
+            await _ADD_HEAD(connection, found)
             return found
-        try:
-            made = await _ADD(connection, slug)
-        except db.COLLISION:
-            continue
-        if made is not None:
-            return made.log_id
+        with suppress(db.COLLISION):
+            await _ADD(connection, slug)
     raise SetupError(f"The tenant `{slug}` could not be made. Start again.")
 
 
@@ -97,6 +99,16 @@ async def apply_policy(connection: db.Connection, log_id: int, policies: store.P
         old = await policies.get(connection, log_id, head.policy) if head.policy else None
         if refused := [change for change in plan(old, new) if change.refused]:
             raise Invalid("\n".join(["The policy cannot be applied:", *(f"  {change.text}" for change in refused)]))
+        await _demand_own_issuers(connection, log_id, new)
         if old is None or old.hash != new.hash:
             await store.activate(connection, log_id, head.policy + 1, new, head.now)
     return result
+
+
+async def _demand_own_issuers(connection: db.Connection, log_id: int, new: Policy) -> None:
+    """Issuer and audience of a token lead to one tenant."""
+    mine = {(issuer.issuer, issuer.audience) for issuer in new.tenant.issuers}
+    others = [trust.issuer for trust in await store.read_issuers(connection) if trust.log_id != log_id]
+    if taken := mine & {(issuer.issuer, issuer.audience) for issuer in others}:
+        named = ", ".join(f"{issuer} for {audience}" for issuer, audience in sorted(taken))
+        raise Invalid(f"Another tenant has these issuers and audiences: {named}. Give each tenant its own audience.")

@@ -3,6 +3,9 @@
 -- Every primary and unique key begins with log_id: one tenant owns one ledger, and log_id is at once its ledger, its
 -- feed, its cache region and the distribution column of a sharded database. Exempt by name: migration, tenant.
 -- No triggers, no sequences, no advisory locks, no foreign keys across ledgers.
+--
+-- The service works as the role consent_app, which owns nothing: row-level security shows it one tenant at a time, and
+-- the grants at the end say what it may do at all.
 
 CREATE TABLE migration (
     version    integer     PRIMARY KEY,
@@ -10,10 +13,11 @@ CREATE TABLE migration (
     applied_at timestamptz NOT NULL DEFAULT now()
 );
 
--- A small reference table, read whole: which controller owns which ledger.
+-- A small reference table, read whole: which controller owns which ledger, and whose tokens lead to it.
 CREATE TABLE tenant (
     log_id     integer     PRIMARY KEY,
     slug       text        COLLATE "C" NOT NULL UNIQUE,
+    issuers    bytea       NOT NULL DEFAULT '[]',    -- JSON: those of the policy in force
     created_at timestamptz NOT NULL DEFAULT now()
 );
 
@@ -56,27 +60,90 @@ CREATE TABLE credential (
     scopes     text[]      COLLATE "C" NOT NULL,
     origins    text[]      COLLATE "C" NOT NULL,     -- exact web origins that may use it from a browser
     rate       integer,                              -- requests per second; NULL: no limit
-    created_at timestamptz NOT NULL DEFAULT now(),
-    revoked_at timestamptz,
+    created_at   timestamptz NOT NULL DEFAULT now(),
+    last_used_at timestamptz,                        -- to the minute
+    revoked_at   timestamptz,
     PRIMARY KEY (log_id, id)
 );
 
--- Who some system knows by which name. Looked up by keyed hash; `events` counts the identifier's events, gap-free.
-CREATE TABLE identifier (
-    log_id     integer NOT NULL,
-    identifier bytea   NOT NULL,                     -- keyed hash of namespace and value, 16 bytes
-    namespace  text    COLLATE "C" NOT NULL,
-    value      text    COLLATE "C" NOT NULL,
-    events     bigint  NOT NULL,
-    PRIMARY KEY (log_id, identifier)
+-- What must not be taken again before it expires: revoked tokens, ended sessions, used challenges.
+CREATE TABLE revocation (
+    log_id     integer     NOT NULL,
+    what       bytea       NOT NULL,                 -- keyed hash of kind and value, 16 bytes
+    at         timestamptz NOT NULL DEFAULT now(),   -- whatever was issued before
+    expires_at timestamptz NOT NULL,
+    PRIMARY KEY (log_id, what)
+);
+
+-- One identifier during one tenure: it owns a key and a gap-free sequence of events. What the key seals (this value,
+-- payloads, answers, contacts) is unreadable once the key is gone. Identifiers are looked up by keyed hash.
+CREATE TABLE strand (
+    log_id     integer  NOT NULL,
+    identifier bytea    NOT NULL,                    -- keyed hash of namespace and value, 16 bytes
+    tenure     integer  NOT NULL,                    -- from 1; the highest is the current one
+    namespace  text     COLLATE "C" NOT NULL,
+    key        bytea    NOT NULL,                    -- wrapped by the key-encryption key
+    value      bytea    NOT NULL,                    -- sealed
+    events     bigint   NOT NULL,
+    PRIMARY KEY (log_id, identifier, tenure)
 );
 
 -- The addresses and numbers that contact consents hold for.
 CREATE TABLE contact (
-    log_id  integer NOT NULL,
-    contact bytea   NOT NULL,                        -- keyed hash, 16 bytes
-    value   text    COLLATE "C" NOT NULL,
-    PRIMARY KEY (log_id, contact)
+    log_id     integer NOT NULL,
+    identifier bytea   NOT NULL,
+    tenure     integer NOT NULL,
+    contact    bytea   NOT NULL,                     -- keyed hash, 16 bytes
+    value      bytea   NOT NULL,                     -- sealed by the strand's key
+    PRIMARY KEY (log_id, identifier, tenure, contact)
+);
+
+-- Who belongs together, from when until when. The anchor is an account (identity), a group or a guardian.
+CREATE TABLE link (
+    log_id       integer     NOT NULL,
+    link         uuid        NOT NULL,
+    kind         text        COLLATE "C" NOT NULL,   -- identity, group, guardian
+    identifier   bytea       NOT NULL,
+    anchor       bytea       NOT NULL,
+    tenure       integer     NOT NULL,               -- the strand that an identity link began; else 0
+    base         integer     NOT NULL,               -- grants of strands up to this one were somebody else's
+    shared       boolean     NOT NULL,               -- a thing that changes hands: nothing from outside the tenure counts
+    grade        smallint    NOT NULL,               -- of the proof
+    began_at     timestamptz NOT NULL,               -- later than everything recorded before
+    until        timestamptz,                        -- planned end
+    ended_at     timestamptz,
+    annulled_at  timestamptz,
+    annul_asked  text        COLLATE "C",            -- by whom; somebody else must agree
+    PRIMARY KEY (log_id, link)
+);
+CREATE INDEX link_identifier ON link (log_id, identifier);
+CREATE UNIQUE INDEX link_tenure ON link (log_id, identifier, tenure) WHERE kind = 'identity';
+CREATE INDEX link_anchor ON link (log_id, anchor);
+
+-- What happened to links, one row an entry of the ledger.
+CREATE TABLE link_event (
+    log_id      integer     NOT NULL,
+    idx         bigint      NOT NULL,                -- place in the ledger
+    event       uuid        NOT NULL,
+    link        uuid        NOT NULL,
+    kind        text        COLLATE "C" NOT NULL,    -- linked, ended, annulment_asked, annulled
+    credential  text        COLLATE "C" NOT NULL,
+    recorded_at timestamptz NOT NULL,
+    identifier  bytea       NOT NULL,                -- whose strand's key seals the payload
+    tenure      integer     NOT NULL,
+    payload     bytea       NOT NULL,                -- canonical JSON, sealed
+    PRIMARY KEY (log_id, idx)
+);
+CREATE INDEX link_event_link ON link_event (log_id, link, idx);
+
+-- Linked identifiers that said different things when they were linked. Whether one is still open is always worked out.
+CREATE TABLE conflict (
+    log_id    integer     NOT NULL,
+    link      uuid        NOT NULL,
+    purpose   text        COLLATE "C" NOT NULL,
+    channel   text        COLLATE "C" NOT NULL,
+    opened_at timestamptz NOT NULL,
+    PRIMARY KEY (log_id, link, purpose, channel)
 );
 
 -- One act of a person (one call) is one event. Never updated, never deleted by the service.
@@ -85,16 +152,17 @@ CREATE TABLE consent_event (
     idx         bigint      NOT NULL,                -- place in the ledger
     event       uuid        NOT NULL,
     identifier  bytea       NOT NULL,
-    sequence    bigint      NOT NULL,                -- place among the identifier's events, from 1
+    tenure      integer     NOT NULL,
+    sequence    bigint      NOT NULL,                -- place among the strand's events, from 1
     purposes    text[]      COLLATE "C" NOT NULL,
     statuses    text[]      COLLATE "C" NOT NULL,    -- of the same records, same order
     credential  text        COLLATE "C" NOT NULL,
     grade       smallint    NOT NULL,
     recorded_at timestamptz NOT NULL,
-    payload     bytea       NOT NULL,                -- canonical JSON of the whole act
+    payload     bytea       NOT NULL,                -- canonical JSON of the whole act, sealed
     PRIMARY KEY (log_id, idx),
     UNIQUE (log_id, event),
-    UNIQUE (log_id, identifier, sequence)
+    UNIQUE (log_id, identifier, tenure, sequence)
 );
 
 -- What a check reads: the records that stand, one row per key and slot (see states.py).
@@ -107,6 +175,8 @@ CREATE TABLE consent_state (
     recipient      text        COLLATE "C" NOT NULL,
     slot           smallint    NOT NULL,
     grade          smallint    NOT NULL,
+    tenure         integer     NOT NULL,
+    via            bytea       NOT NULL,             -- links that carried it here, or the guardian's; else ''
     status         text        COLLATE "C" NOT NULL,
     occurred_at    timestamptz NOT NULL,
     recorded_at    timestamptz NOT NULL,
@@ -116,7 +186,10 @@ CREATE TABLE consent_state (
     language       text        COLLATE "C" NOT NULL,
     method         text        COLLATE "C" NOT NULL,
     event          uuid        NOT NULL,
-    PRIMARY KEY (log_id, identifier, purpose, channel, contact, recipient, slot, grade)
+    linked_at      timestamptz,                      -- of a carried no: since when the two belonged together,
+    origin         bytea       NOT NULL DEFAULT '',  -- on which identifier it was said,
+    account        bytea       NOT NULL DEFAULT '',  -- and whose account it was
+    PRIMARY KEY (log_id, identifier, purpose, channel, contact, recipient, slot, grade, tenure, via)
 ) WITH (fillfactor = 80);
 
 -- Answers already given, so that a retry doubles nothing.
@@ -127,7 +200,50 @@ CREATE TABLE idempotency (
     key         bytea       NOT NULL,                -- keyed hash, 16 bytes
     body        bytea       NOT NULL,                -- SHA-256 of the canonical body
     event       uuid        NOT NULL,
-    answer      bytea       NOT NULL,
+    identifier  bytea       NOT NULL,
+    tenure      integer     NOT NULL,
+    answer      bytea       NOT NULL,                -- sealed by the strand's key
     recorded_at timestamptz NOT NULL,
     PRIMARY KEY (log_id, credential, device, key)
 );
+
+-- Tenant isolation in the database: a statement sees and touches the rows of the tenant for which its connection acts.
+-- The setting has no default: a statement sent before anybody said for whom fails.
+ALTER TABLE ledger_head ENABLE ROW LEVEL SECURITY;
+CREATE POLICY one_tenant ON ledger_head USING (log_id = current_setting('consent.log_id')::integer);
+ALTER TABLE policy_version ENABLE ROW LEVEL SECURITY;
+CREATE POLICY one_tenant ON policy_version USING (log_id = current_setting('consent.log_id')::integer);
+ALTER TABLE notice_version ENABLE ROW LEVEL SECURITY;
+CREATE POLICY one_tenant ON notice_version USING (log_id = current_setting('consent.log_id')::integer);
+ALTER TABLE credential ENABLE ROW LEVEL SECURITY;
+CREATE POLICY one_tenant ON credential USING (log_id = current_setting('consent.log_id')::integer);
+ALTER TABLE revocation ENABLE ROW LEVEL SECURITY;
+CREATE POLICY one_tenant ON revocation USING (log_id = current_setting('consent.log_id')::integer);
+ALTER TABLE strand ENABLE ROW LEVEL SECURITY;
+CREATE POLICY one_tenant ON strand USING (log_id = current_setting('consent.log_id')::integer);
+ALTER TABLE contact ENABLE ROW LEVEL SECURITY;
+CREATE POLICY one_tenant ON contact USING (log_id = current_setting('consent.log_id')::integer);
+ALTER TABLE link ENABLE ROW LEVEL SECURITY;
+CREATE POLICY one_tenant ON link USING (log_id = current_setting('consent.log_id')::integer);
+ALTER TABLE link_event ENABLE ROW LEVEL SECURITY;
+CREATE POLICY one_tenant ON link_event USING (log_id = current_setting('consent.log_id')::integer);
+ALTER TABLE conflict ENABLE ROW LEVEL SECURITY;
+CREATE POLICY one_tenant ON conflict USING (log_id = current_setting('consent.log_id')::integer);
+ALTER TABLE consent_event ENABLE ROW LEVEL SECURITY;
+CREATE POLICY one_tenant ON consent_event USING (log_id = current_setting('consent.log_id')::integer);
+ALTER TABLE consent_state ENABLE ROW LEVEL SECURITY;
+CREATE POLICY one_tenant ON consent_state USING (log_id = current_setting('consent.log_id')::integer);
+ALTER TABLE idempotency ENABLE ROW LEVEL SECURITY;
+CREATE POLICY one_tenant ON idempotency USING (log_id = current_setting('consent.log_id')::integer);
+
+-- Who is there, everybody may read and add to; whom a tenant trusts is its own to say.
+ALTER TABLE tenant ENABLE ROW LEVEL SECURITY;
+CREATE POLICY everybody_reads ON tenant FOR SELECT USING (true);
+CREATE POLICY everybody_adds ON tenant FOR INSERT WITH CHECK (true);
+CREATE POLICY one_tenant ON tenant FOR UPDATE USING (log_id = current_setting('consent.log_id')::integer);
+
+GRANT SELECT ON ALL TABLES IN SCHEMA public TO consent_app;
+GRANT INSERT ON ALL TABLES IN SCHEMA public TO consent_app;
+REVOKE INSERT ON migration FROM consent_app;
+GRANT UPDATE ON tenant, ledger_head, credential, revocation, strand, contact, link, consent_state TO consent_app;
+GRANT DELETE ON revocation, consent_state, conflict TO consent_app;

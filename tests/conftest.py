@@ -15,7 +15,7 @@ import httpx
 import msgspec
 import pytest
 
-from consent_service import app, auth, db, demo, policies, server, tenants
+from consent_service import app, auth, db, demo, devices, keys, policies, server, tenants
 from consent_service.policies import Policy, store
 from consent_service.settings import Settings
 
@@ -49,7 +49,9 @@ async def services(settings: Settings, database_url: str) -> AsyncIterator[app.S
 
 @pytest.fixture(scope="session")
 def demo_policy() -> Policy:
-    return policies.load(policies.find("demo"))
+    """Trusting nobody: many tenants have it here, and an issuer and audience lead to one."""
+    policy = policies.load(policies.find("demo"))
+    return msgspec.structs.replace(policy, tenant=msgspec.structs.replace(policy.tenant, issuers=()))
 
 
 class Tenant(NamedTuple):
@@ -66,6 +68,10 @@ class Tenant(NamedTuple):
         content = body if isinstance(body, bytes) else msgspec.json.encode(body)
         sent = {"Authorization": f"Bearer {self.keys[key]}", "Content-Type": "application/json", **headers}
         return await self.http.post(path, content=content, headers=sent)
+
+    def device(self) -> devices.Device:
+        """A minted device of this tenant."""
+        return self.services.devices.mint(self.log_id)
 
     async def record(self, *records: dict[str, Any], subject: dict[str, str], **more: Any) -> httpx.Response:
         """Record decisions with everything that a grant needs."""
@@ -86,18 +92,18 @@ class Tenants:
         self._services = services
         self._http = http
 
-    async def make(self, policy: Policy, keys: dict[str, auth.Credential] | None = None) -> Tenant:
+    async def make(self, policy: Policy, credentials: dict[str, auth.Credential] | None = None) -> Tenant:
         """A tenant with `policy` in force and the demo's keys, or those given (their log_id is filled in)."""
         slug = f"t-{uuid.uuid4().hex[:12]}"
         async with db.connection(self._services.pool) as connection:
             log_id = await tenants.ensure(connection, slug)
             await tenants.apply_policy(connection, log_id, store.Policies(), policy)
-            wanted = keys or {
+            wanted = credentials or {
                 name: auth.Credential(0, name, kind, name, scopes, frozenset(), None)
                 for name, (kind, scopes) in demo.KEYS.items()
             }
             made = {
-                name: await auth.add_key(connection, SECRET.encode(), msgspec.structs.replace(key, log_id=log_id))
+                name: await keys.add_key(connection, SECRET.encode(), msgspec.structs.replace(key, log_id=log_id))
                 for name, key in wanted.items()
             }
         return Tenant(log_id, slug, made, self._http, self._services)

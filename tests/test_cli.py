@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -15,6 +17,7 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner
+from conftest import SECRET, Tenant
 from faults.conftest import CONSENT, Demo, clean_environment, copied, demo_data, new_place, processes, running, within
 
 from consent_service import __version__, cli, db
@@ -354,9 +357,236 @@ def test_a_change_of_what_people_were_shown_is_refused(place: Path):
 def test_the_first_plan_of_a_tenant_makes_nothing_of_it(place: Path):
     folder = spoiled(place)
     edit(folder, "tenant.toml", 'id = "demo"', 'id = "kestrel"')
+    edit(folder, "tenant.toml", "consent.falke.example/de", "consent.kestrel.example")
     for _ in range(2):
         planned = consent(place, "policy", "plan", "policy", "--data", "data")
         assert planned.returncode == 0, planned.stderr
         assert "tenant kestrel is added" in planned.stdout
     assert consent(place, "policy", "apply", "policy", "--data", "data").returncode == 0
     assert "Nothing changes" in consent(place, "policy", "plan", "policy", "--data", "data").stdout
+
+
+# Keys
+
+
+class Console:
+    """Runs `consent key …` for one tenant of the session's database."""
+
+    def __init__(self, folder: Path, database_url: str, tenant: Tenant) -> None:
+        self._folder = folder
+        self._given = {"DATABASE_URL": database_url, "CONSENT_SECRET": SECRET}
+        self.tenant = tenant
+
+    async def run(self, command: str, *more: str, slug: str | None = None) -> subprocess.CompletedProcess[str]:
+        arguments = ["key", *command.split(), *more, "--tenant", slug or self.tenant.slug]
+        done = await asyncio.to_thread(consent, self._folder, *arguments, **self._given)
+        assert "Traceback" not in done.stderr
+        return done
+
+    async def told(self, command: str, *more: str) -> Any:
+        done = await self.run(command, *more, "--json")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert len(done.stdout.splitlines()) == 1
+        return json.loads(done.stdout)
+
+    async def status(self, key: str) -> int:
+        body = b'{"subject": {"type": "login", "id": "ada"}, "purpose": "marketing.email"}'
+        headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+        return (await self.tenant.http.post("/v1/check", content=body, headers=headers)).status_code
+
+
+@pytest.fixture
+def console(bare: Path, database_url: str, tenant: Tenant) -> Console:
+    return Console(bare, database_url, tenant)
+
+
+SHOP = ("--kind", "service", "--name", "The shop", "--id", "shop", "--scope", "check")
+
+
+async def test_a_key_is_printed_once(console: Console):
+    done = await console.run("create", *SHOP)
+    assert done.returncode == 0, done.stderr
+    key, sentence = done.stdout.splitlines()
+    assert re.fullmatch(rf"sk_{console.tenant.log_id}_shop_[\w-]{{43}}", key)
+    assert "shown now and never again" in sentence
+    assert await console.status(key) == 200
+    for more in ([], ["--json"]):
+        listed = await console.run("list", *more)
+        assert "shop" in listed.stdout
+        assert key[-43:] not in listed.stdout + listed.stderr
+
+
+async def test_a_key_for_programs(console: Console):
+    told = await console.told(
+        "create", "--kind", "publishable", "--name", "Pages", "--scope", "write:device",
+        "--origin", "https://shop.example", "--origin", "http://localhost:3000", "--rate", "20",
+    )  # fmt: skip
+    key = told.pop("key")
+    assert key.startswith(f"pk_{console.tenant.log_id}_{told['id']}_")
+    assert re.fullmatch(r"publishable-[0-9a-f]{8}", told.pop("id"))
+    assert told.pop("created_at").endswith("Z")
+    assert told == {
+        "tenant": console.tenant.slug, "kind": "publishable", "name": "Pages", "scopes": ["write:device"],
+        "origins": ["http://localhost:3000", "https://shop.example"], "rate": 20, "secrets": 1,
+        "last_used_at": None, "revoked_at": None,
+    }  # fmt: skip
+    assert (await console.told("create", "--kind", "officer", "--name", "O", "--role", "viewer"))["scopes"] == [
+        "events", "state",
+    ]  # fmt: skip
+    app_only = await console.told(
+        "create", "--kind", "publishable", "--name", "A", "--scope", "write:device", "--no-origin"
+    )
+    assert app_only["origins"] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--kind service --name x --scope chekc", "chekc"),
+        ("--kind service --name x", "--scope"),
+        ("--kind officer --name x", "--role"),
+        ("--kind service --scope check", "--name"),
+        ("--name x --scope check", "--kind"),
+        ("--kind person --name x --scope check", "person"),
+        ("--kind service --name x --role admin", "--role"),
+        ("--kind officer --name x --role admin --scope state", "--role"),
+        ("--kind officer --name x --role king", "king"),
+        ("--kind publishable --name x --scope write:device", "--origin"),
+        ("--kind publishable --name x --scope write:device --no-origin --origin https://a.example", "--no-origin"),
+        ("--kind service --name x --scope check --no-origin", "--no-origin"),
+        ("--kind service --name x --scope check --rate many", "--rate"),
+        ("--replace shop --rate 0", "--replace"),
+        ("--replace shop --id other", "--replace"),
+        ("--replace shop --scope check", "--replace"),
+        ("--replace shop --no-origin", "--replace"),
+        ("--replace shop --kind service", "--replace"),
+    ],
+)
+def test_wrong_usage_of_key_create_is_2(options: str, words: str):
+    done = CliRunner().invoke(cli.consent, ["key", "create", "--tenant", "demo", *options.split()])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert words in done.stderr.rpartition("Error:")[2]
+
+
+def test_a_key_belongs_to_a_tenant(bare: Path):
+    for command in (("create", *SHOP), ("list",), ("revoke", "shop")):
+        done = consent(bare, "key", *command)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "--tenant" in done.stderr
+
+
+def test_an_unsound_key_is_refused_with_all_that_is_wrong_before_anything_is_started(bare: Path):
+    command = ["key", "create", "--tenant", "demo", "--kind", "publishable", "--name", "x", "--scope", "export"]
+    done = consent(bare, *command, "--id", "No", "--rate", "0", "--origin", "https://*.example", "--json")
+    assert done.returncode == 1
+    assert {error["pointer"] for error in json.loads(done.stdout)["errors"]} == {"/id", "/rate", "/scopes", "/origins"}
+    assert "https://*.example" in done.stderr
+    assert list(bare.iterdir()) == []
+
+
+async def test_what_is_not_there_or_taken_is_refused(console: Console):
+    await console.told("create", *SHOP)
+    for command, words in (
+        (("create", *SHOP), "is taken"),
+        (("create", "--replace", "nobody"), "no key with that id"),
+        (("create", "--replace", "\udcff"), "no key with that id"),
+        (("revoke", "nobody"), "no key with that id"),
+        (("revoke", "nobody", "--old"), "no key with that id"),
+        (("revoke", "shop", "--old"), "one key only"),
+    ):
+        done = await console.run(*command, "--json")
+        assert done.returncode == 1, command
+        assert words in done.stderr
+        assert words in json.loads(done.stdout)["error"]
+    for slug in ("nobody", "\udcff"):
+        for command in (("create", *SHOP), ("create", "--replace", "shop"), ("list",), ("revoke", "shop")):
+            done = await console.run(*command, slug=slug)
+            assert (done.returncode, done.stdout) == (1, "")
+            assert "no such tenant" in done.stderr
+
+
+async def test_rotation_and_revocation_by_hand(console: Console):
+    old = (await console.told("create", *SHOP))["key"]
+    assert await console.status(old) == 200
+    done = await console.run("create", "--replace", "shop")
+    assert done.returncode == 0, done.stderr
+    new, _, advice = done.stdout.splitlines()
+    assert f"consent key revoke --tenant {console.tenant.slug} --old shop" in advice
+    assert [await console.status(key) for key in (old, new)] == [200, 200]
+    third = await console.run("create", "--replace", "shop")
+    assert (third.returncode, third.stdout) == (1, "")
+    assert "--old" in third.stderr
+
+    ended = await console.run("revoke", "shop", "--old")
+    assert ended.returncode == 0
+    assert "within 1 s" in ended.stdout
+    await asyncio.sleep(1)
+    assert [await console.status(key) for key in (old, new)] == [401, 200]
+    told = await console.told("revoke", "shop")
+    assert (told["done"], told["obeyed_within_s"], told["secrets"]) == (True, 1, 1)
+    await asyncio.sleep(1)
+    assert await console.status(new) == 401
+    again = await console.told("revoke", "shop")
+    assert (again["done"], again["revoked_at"]) == (False, told["revoked_at"])
+    said = await console.run("revoke", "shop")
+    assert (said.returncode, "revoked already" in said.stdout) == (0, True)
+    for command in (("create", "--replace", "shop"), ("revoke", "shop", "--old")):
+        done = await console.run(*command)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "was revoked on" in done.stderr
+    assert "within 1 s" in consent(Path("/"), "key", "revoke", "--help").stdout
+
+
+async def test_the_list_is_aligned_and_told_to_programs(console: Console):
+    key = (await console.told("create", *SHOP, "--rate", "7"))["key"]
+    await console.told("create", "--replace", "shop")
+    assert await console.status(key) == 200
+    await asyncio.sleep(0.2)  # its use is written behind the answer's back
+    lines = (await console.run("list")).stdout.splitlines()
+    titles = ("ID", "KIND", "NAME", "SCOPES", "ORIGINS", "RATE", "CREATED", "LAST USED", "SECRETS", "REVOKED")
+    starts = [lines[0].index(title) for title in titles]
+    assert len(lines) == 1 + 4
+    for line in lines[1:]:
+        assert all(line[start] != " " and line[start - 1] == " " for start in starts[1:])
+    cells = [lines[-1][start:end].strip() for start, end in zip(starts, [*starts[1:], None], strict=True)]
+    assert cells[:6] == ["shop", "service", "The shop", "check", "-", "7"]
+    assert cells[8:] == ["2", "-"]
+    shop = (await console.told("list"))[-1]
+    assert list(shop) == [
+        "id", "kind", "name", "scopes", "origins", "rate", "created_at", "last_used_at", "secrets", "revoked_at",
+    ]  # fmt: skip
+    assert shop["last_used_at"] > shop["created_at"]
+
+
+def test_keys_without_the_secret_are_refused(bare: Path):
+    url = "postgresql://nobody@127.0.0.1:1/none"
+    for command in (("create", *SHOP), ("list",), ("revoke", "shop")):
+        done = consent(bare, "key", *command, "--tenant", "demo", DATABASE_URL=url)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "CONSENT_SECRET is missing" in done.stderr
+
+
+def test_a_restart_of_the_demo_undoes_neither_rotation_nor_revocation(place: Path):
+    def key(*arguments: str) -> Any:
+        done = consent(place, "key", *arguments, "--tenant", "demo", "--data", "data", "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def statuses(*keys: str, told: bool = True) -> list[int]:
+        with running(place) as demo:
+            assert demo.keys.get("service") == (old if told else None), "a key that is refused is not told"
+            demo.facts["keys"] = {key: key for key in keys}
+            body = {"subject": {"type": "login", "id": "ada"}, "purpose": "marketing.email"}
+            with demo.client() as client:
+                return [client.call("POST", "/v1/check", body, key=name).status for name in demo.keys]
+
+    with running(place) as demo, demo.client() as client:
+        old = demo.keys["service"]
+        new = key("create", "--replace", "service")["key"]  # while it serves
+        assert client.check("ada").status == 200
+    assert statuses(old, new) == [200, 200]
+    key("revoke", "service", "--old")
+    assert statuses(old, new, told=False) == [401, 200]
+    key("revoke", "service")
+    assert statuses(old, new, told=False) == [401, 401]
+    assert [one["id"] for one in key("list") if one["revoked_at"]] == ["service"]

@@ -16,10 +16,12 @@ from conftest import NOTICE, Tenant, Tenants
 
 from consent_service import auth, clock, db, demo, tenants
 from consent_service.consents import Writer
+from consent_service.devices import Devices
+from consent_service.ledger import Ledgers
 from consent_service.policies import Policy, store
-from consent_service.policies.store import Policies
 from consent_service.states import STATUSES
 from consent_service.subjects import normal_contact
+from consent_service.vault import Place
 
 WEB = {"purpose": "analytics", "status": "given", "channel": "web"}
 NO = {"purpose": "analytics", "status": "withdrawn"}
@@ -38,6 +40,12 @@ def call(subject: dict[str, str], *records: dict[str, Any], **more: Any) -> dict
     """A complete call; None takes a member away."""
     body = {"id": uuid.uuid4().hex, "subject": subject, "records": list(records), "method": "form", "notice": ACCOUNT}
     return {name: value for name, value in {**body, **more}.items() if value is not None}
+
+
+def mine(tenant: Tenant) -> tuple[dict[str, str], dict[str, str]]:
+    """A device, and what proves it."""
+    device = tenant.device()
+    return msgspec.to_builtins(device.subject), {"proof": device.token}
 
 
 def pointers(response: httpx.Response) -> list[str]:
@@ -382,8 +390,8 @@ async def test_star_withdraws_everything_and_shows_it(
 
 
 async def test_publishable_key_may_withdraw_everything_of_its_device(tenant: Tenant) -> None:
-    device = {"type": "device", "id": uuid.uuid4().hex}
-    body = {"subject": device, "records": [{"purpose": "*", "status": "withdrawn"}]}
+    device, proof = mine(tenant)
+    body = {"subject": device, "records": [{"purpose": "*", "status": "withdrawn"}], **proof}
     assert (await tenant.post("/v1/consents", body, key="publishable")).status_code == 201
     assert (await tenant.check(device, "analytics", channel="web"))["reason"] == "withdrawn"
 
@@ -425,16 +433,17 @@ async def test_publishable_key_writes_for_devices_only(kind: str, tenant: Tenant
 
 @pytest.mark.parametrize("status", ["confirmed", "applies", "ceased", "restricted", "restriction_lifted"])
 async def test_publishable_key_attests_nothing(status: str, tenant: Tenant) -> None:
-    device = {"type": "device", "id": uuid.uuid4().hex}
-    body = call(device, {"purpose": "fraud.prevention", "status": status, "channel": "web"})
+    device, proof = mine(tenant)
+    body = call(device, {"purpose": "fraud.prevention", "status": status, "channel": "web"}, **proof)
     response = await tenant.post("/v1/consents", body, key="publishable")
     assert (response.status_code, pointers(response)) == (422, ["/records/0/status"])
     assert "write:attested" in response.json()["errors"][0]["detail"]
 
 
 async def test_publishable_key_gives_the_grade_of_a_device(tenant: Tenant) -> None:
-    device = {"type": "device", "id": uuid.uuid4().hex}
-    assert (await tenant.post("/v1/consents", call(device, WEB), key="publishable")).json()["effective"] is True
+    device, proof = mine(tenant)
+    first = await tenant.post("/v1/consents", call(device, WEB, **proof), key="publishable")
+    assert first.json()["effective"] is True
     assert (await tenant.record(WEB, subject=device)).status_code == 201
     await tenant.record(WEB, subject=device, method="import")
     grades = [event["event"]["grade"] for event in await history(tenant, device)]
@@ -508,11 +517,10 @@ async def test_keys_of_other_tenants_and_devices_are_separate(
     tenant: Tenant, make_tenant: Tenants, demo_policy: Policy
 ) -> None:
     other = await make_tenant.make(demo_policy)
-    devices = [{"type": "device", "id": uuid.uuid4().hex} for _ in range(2)]
     events = {
-        (await where.post("/v1/consents", call(device, WEB, id="1"), key="publishable")).json()["event"]
+        (await where.post("/v1/consents", call(device, WEB, id="1", **proof), key="publishable")).json()["event"]
         for where in (tenant, other)
-        for device in devices
+        for device, proof in (mine(where), mine(where))
     }
     assert len(events) == 4
 
@@ -616,13 +624,21 @@ def _place(state: dict[str, Any]) -> dict[str, Any]:
 
 # -- the ledger's order ---------------------------------------------------------------------------------------------
 
-EVENTS = """SELECT idx, identifier, sequence, recorded_at, payload FROM consent_event WHERE log_id = $1 ORDER BY idx"""
+EVENTS = """SELECT e.*, s.key FROM consent_event e JOIN strand s USING (log_id, identifier, tenure)
+            WHERE log_id = $1 ORDER BY idx"""
 HEAD = """SELECT size, recorded_at FROM ledger_head WHERE log_id = $1"""
 
 
 async def events_of(tenant: Tenant) -> tuple[list[Any], Any]:
-    async with db.connection(tenant.services.pool) as connection:
+    async with db.connection(tenant.services.pool, tenant.log_id) as connection:
         return await connection.fetch(EVENTS, tenant.log_id), await connection.fetchrow(HEAD, tenant.log_id)
+
+
+def opened(tenant: Tenant, row: Any) -> Any:
+    """The payload of an event, as JSON."""
+    place = Place(tenant.log_id, row["identifier"], row["tenure"])
+    key = tenant.services.ledgers.of(tenant.log_id).vault.open(place, row["key"])
+    return msgspec.json.decode(key.open(row["event"].bytes, row["payload"]))
 
 
 async def test_index_and_sequence_have_no_gap_and_time_never_goes_back(tenant: Tenant) -> None:
@@ -642,7 +658,7 @@ async def test_index_and_sequence_have_no_gap_and_time_never_goes_back(tenant: T
         sequences.setdefault(row["identifier"], []).append(row["sequence"])
     assert len(sequences) == 7
     assert all(found == list(range(1, len(found) + 1)) for found in sequences.values())
-    by_event = {msgspec.json.decode(row["payload"])["event"]: row for row in events}
+    by_event = {opened(tenant, row)["event"]: row for row in events}
     for answer in written:
         row = by_event[answer["event"]]
         assert answer["rev"] == f"1.{row['idx'] + 1}"
@@ -660,7 +676,7 @@ async def test_concurrent_yes_and_no_leave_what_the_last_event_says(tenant: Tena
 
 
 async def apply(tenant: Tenant, policy: Policy) -> None:
-    async with db.connection(tenant.services.pool) as connection:
+    async with db.connection(tenant.services.pool, tenant.log_id) as connection:
         await tenants.apply_policy(connection, tenant.log_id, store.Policies(), policy)
 
 
@@ -687,7 +703,7 @@ async def test_every_event_names_the_policy_in_force_at_its_index(tenant: Tenant
         for n in range(6):
             await asyncio.sleep(0.1)
             policy = with_purpose(policy, f"more.{n}")
-            async with db.connection(tenant.services.pool) as connection, connection.transaction():
+            async with db.connection(tenant.services.pool, tenant.log_id) as connection, connection.transaction():
                 await tenants.apply_policy(connection, tenant.log_id, store.Policies(), policy)
                 sizes.append((await connection.fetchrow(HEAD, tenant.log_id))["size"])
         await asyncio.sleep(0.1)
@@ -699,8 +715,8 @@ async def test_every_event_names_the_policy_in_force_at_its_index(tenant: Tenant
     assert len(events) == sent
     for row in events:
         in_force = sum(size <= row["idx"] for size in sizes)
-        assert msgspec.json.decode(row["payload"])["policy"] == in_force
-    assert {msgspec.json.decode(row["payload"])["policy"] for row in events} == set(range(1, 8))
+        assert opened(tenant, row)["policy"] == in_force
+    assert {opened(tenant, row)["policy"] for row in events} == set(range(1, 8))
 
 
 async def test_a_purpose_that_was_just_added_is_known(tenant: Tenant, demo_policy: Policy) -> None:
@@ -770,7 +786,7 @@ async def test_a_retry_gets_its_answer_though_the_policy_would_refuse_it_now(
     first = await tenant.post("/v1/consents", body)
     assert first.status_code == 201
     without = {name: purpose for name, purpose in demo_policy.purposes.items() if name != "analytics"}
-    async with db.connection(tenant.services.pool) as connection:
+    async with db.connection(tenant.services.pool, tenant.log_id) as connection:
         changed = msgspec.structs.replace(demo_policy, purposes=without)
         await tenants.apply_policy(connection, tenant.log_id, store.Policies(), changed)
     assert (await tenant.post("/v1/consents", call(person, WEB))).status_code == 422
@@ -840,8 +856,8 @@ async def test_a_service_without_attestation_speaks_for_devices_only(
     weak = auth.Credential(0, "weak", "service", "weak", scopes, frozenset(), None)
     tenant = await make_tenant.make(demo_policy, {"weak": weak})
     assert (await tenant.post("/v1/consents", call(person, WEB), key="weak")).status_code == 403
-    device = {"type": "device", "id": uuid.uuid4().hex}
-    assert (await tenant.post("/v1/consents", call(device, WEB), key="weak")).status_code == 201
+    device, proof = mine(tenant)
+    assert (await tenant.post("/v1/consents", call(device, WEB, **proof), key="weak")).status_code == 201
     question = {"subject": device, "purpose": "analytics", "channel": "web", "explain": True}
     answer = (await tenant.post("/v1/check", question, key="weak")).json()
     assert answer["explain"]["record"]["evidence_grade"] == "anonymous_device"
@@ -852,7 +868,7 @@ async def test_a_plain_yes_waits_for_its_confirmation_once_the_purpose_asks_for_
 ) -> None:
     assert (await tenant.record({"purpose": "marketing.email", "status": "given"}, subject=person)).status_code == 201
     stricter = msgspec.structs.replace(demo_policy.purposes["marketing.email"], double_opt_in=True)
-    async with db.connection(tenant.services.pool) as connection:
+    async with db.connection(tenant.services.pool, tenant.log_id) as connection:
         purposes = {**demo_policy.purposes, "marketing.email": stricter}
         changed = msgspec.structs.replace(demo_policy, purposes=purposes)
         await tenants.apply_policy(connection, tenant.log_id, store.Policies(), changed)
@@ -869,7 +885,7 @@ async def test_many_checks_are_explained_a_hundred_at_a_time(tenant: Tenant, per
 async def test_two_processes_that_overtake_each_other_lose_and_double_nothing(tenant: Tenant, settings: Any) -> None:
     """Each reads the ledger without a lock; whoever is overtaken must write nothing of what it read."""
     secret = settings.secret.encode()
-    writers = [Writer(tenant.services.pool, Policies(), secret) for _ in range(2)]
+    writers = [Writer(Ledgers(tenant.services.pool, secret), Devices(secret)) for _ in range(2)]
     credential = await tenant.services.keyring.authenticate(tenant.keys["service"])
     person = {"type": "login", "id": "shared"}
 
@@ -880,7 +896,7 @@ async def test_two_processes_that_overtake_each_other_lose_and_double_nothing(te
     for start in range(0, 120, 2):  # one act each: a batch of several would hide a collision by halving itself
         revisions = await asyncio.gather(write(start), write(start + 1))
         assert len(set(revisions)) == 2
-    async with db.connection(tenant.services.pool) as connection:
+    async with db.connection(tenant.services.pool, tenant.log_id) as connection:
         rows = await connection.fetch(
             "SELECT idx, sequence FROM consent_event WHERE log_id = $1 ORDER BY idx", tenant.log_id
         )

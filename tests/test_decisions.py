@@ -15,21 +15,23 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import msgspec
 import pytest
 from conftest import Tenant, Tenants
 
-from consent_service import auth, clock, demo, policies
+from consent_service import auth, clock, demo, devices, policies
+from consent_service.consents.batch import Batch, BatchRow
 from consent_service.consents.prepare import prepare, read
-from consent_service.consents.write import BatchRow, _Batch
 from consent_service.decisions import REASONS, Ask, Context, decide
 from consent_service.errors import Invalid
-from consent_service.ledger import Head
+from consent_service.ledger import Head, Ledger
 from consent_service.policies import CHANNELS, Duration, Policy, canonical, decode_policy
+from consent_service.policies.store import Policies
 from consent_service.states import STATUSES, State
 from consent_service.subjects import Hasher
+from consent_service.vault import Vault
 
 TABLES = Path(__file__).parent / "decisions"
 DEMO = policies.load(policies.find("demo"))
@@ -127,6 +129,7 @@ def merged(one: Any, other: Any) -> Any:
 def patched(patch: dict[str, Any]) -> Policy:
     """The demo policy with a patch; the text "(unset)" takes a key away. Every notice presents a new purpose."""
     plain = msgspec.json.decode(canonical(DEMO))
+    plain["tenant"]["issuers"] = []  # which lead to one tenant, and many are made here
     for name, change in patch.get("purposes", {}).items():
         like = plain["purposes"].get(change.get("like", name), {})
         purpose = merged({**like, "id": name}, {key: value for key, value in change.items() if key != "like"})
@@ -134,7 +137,7 @@ def patched(patch: dict[str, Any]) -> Policy:
     for versions in plain["notices"].values():
         for notice in versions.values():
             notice["purposes"] = list(plain["purposes"])
-    return decode_policy(msgspec.json.encode(plain)) if patch else DEMO
+    return decode_policy(msgspec.json.encode(plain))
 
 
 def moment(offset: str, base: datetime) -> datetime:
@@ -174,6 +177,9 @@ def each_case(*, pure: bool) -> pytest.MarkDecorator:
 class Level(Protocol):
     """Where a case is run."""
 
+    def device(self) -> devices.Device:
+        """A minted device."""
+
     async def record(self, body: dict[str, Any], key: str) -> tuple[bool, dict[str, Any]]:
         """Whether it was accepted, and the answer."""
 
@@ -188,8 +194,12 @@ class Pure:
         self.policy = policy
         self.now = base
         self.hasher = Hasher(b"for tests only", 1)
-        self.batch = _Batch(self._head())
+        ledger = Ledger(cast("Any", None), Policies(), Vault(b"for tests only"), self.hasher, 1)
+        self.batch = Batch(ledger, self._head(), {}, {})
         self.rows: list[State] = []
+
+    def device(self) -> devices.Device:
+        return devices.Devices(b"for tests only").mint(1)
 
     def _head(self) -> Head:
         return Head(epoch=1, size=0, policy=1, frozen=False, now=self.now)
@@ -202,7 +212,7 @@ class Pure:
         act, errors = prepare(self.policy, 1, read(msgspec.json.encode(body)), credential, None, self.hasher)
         if errors or act is None:
             return False, {"errors": msgspec.to_builtins(errors)}
-        answer = self.batch.add(act, BatchRow(len(self.batch.events), None, None))
+        answer = self.batch.add(act, BatchRow(0, False, 0, None, None, None, None, None, None))
         assert isinstance(answer, bytes)
         self.rows = list(self.batch.standing[act.identifier].values())
         return True, msgspec.json.decode(answer)
@@ -222,6 +232,9 @@ class Services:
 
     def __init__(self, tenant: Tenant) -> None:
         self.tenant = tenant
+
+    def device(self) -> devices.Device:
+        return self.tenant.device()
 
     async def _credential(self, key: str) -> auth.Credential:
         return await self.tenant.services.keyring.authenticate(self.tenant.keys[key])
@@ -245,6 +258,9 @@ class Http:
     def __init__(self, tenant: Tenant) -> None:
         self.tenant = tenant
 
+    def device(self) -> devices.Device:
+        return self.tenant.device()
+
     async def record(self, body: dict[str, Any], key: str) -> tuple[bool, dict[str, Any]]:
         response = await self.tenant.post("/v1/consents", body, key)
         assert response.status_code in {201, 422}, response.text
@@ -259,12 +275,13 @@ class Http:
 
 async def run(case: Case, level: Level, base: datetime) -> None:
     """Record, then ask."""
-    kind = "device" if any(entry.key == "publishable" for entry in case.records) else "login"
-    subject = {"type": kind, "id": uuid.uuid4().hex}
+    device = level.device() if any(entry.key == "publishable" for entry in case.records) else None
+    subject = {"type": "login", "id": uuid.uuid4().hex} if device is None else msgspec.to_builtins(device.subject)
+    proof = {} if device is None else {"proof": device.token}
     events: list[str | None] = []
     answer: dict[str, Any] = {}
     for entry in case.records:
-        accepted, answer = await level.record(entry.body(subject, base), entry.key)
+        accepted, answer = await level.record({**entry.body(subject, base), **proof}, entry.key)
         assert accepted is (entry.refused is None), answer
         if entry.refused:
             assert [error["pointer"] for error in answer["errors"]] == [f"/records/0/{entry.refused}"]

@@ -20,6 +20,7 @@ from consent_service.policies import (
     METHODS,
     Change,
     Duration,
+    Issuer,
     Policy,
     Purpose,
     canonical,
@@ -30,7 +31,15 @@ from consent_service.policies import (
     plan,
 )
 from consent_service.policies.lint import MISSING_RULES, PRESENT_RULES, PURPOSE_RULES
-from consent_service.policies.model import AgeRule, Declared, OnOutage, Recipient, Retention, SignificantDecision
+from consent_service.policies.model import (
+    AgeRule,
+    Declared,
+    OnOutage,
+    Recipient,
+    Retention,
+    SignificantDecision,
+    dec_hook,
+)
 from consent_service.policies.plan import SENTENCES
 
 DEMO = load(find("demo"))
@@ -132,6 +141,52 @@ def test_dot_files_and_foreign_line_ends_change_nothing(demo: Path):
     prose = demo / "notices/account/1/de.md"
     prose.write_bytes(prose.read_bytes().replace(b"\n", b"\r\n"))
     assert load(demo).hash == DEMO.hash
+
+
+# The country organisations --------------------------------------------------------------------------------------------
+
+GROUP = {name: load(find(name)) for name in ("demo", "demo-at", "demo-fr")}
+
+
+@pytest.mark.parametrize("name", GROUP)
+def test_an_example_keeps_every_rule_and_presents_every_purpose(name: str):
+    policy = GROUP[name]
+    assert lint(policy) == []
+    assert policy.tenant.id == name
+    assert decode_policy(canonical(policy)).hash == policy.hash
+    assert {shown for versions in policy.notices.values() for shown in versions[1].purposes} == set(policy.purposes)
+
+
+def test_no_two_tenants_share_an_id_an_audience_or_a_site():
+    tenants = [policy.tenant for policy in GROUP.values()]
+    audiences = [(login.issuer, login.audience) for tenant in tenants for login in tenant.issuers]
+    sites = [tenant.cookie_domain for tenant in tenants if tenant.cookie_domain is not None]
+    for names in ([tenant.id for tenant in tenants], audiences, sites):
+        assert len(set(names)) == len(names), names
+
+
+@pytest.mark.parametrize("name", ["demo-at", "demo-fr"])
+def test_customers_log_in_at_the_group_and_officers_with_two_factors(name: str):
+    issuers = {one.kind: one for one in GROUP[name].tenant.issuers}
+    assert issuers["login"].issuer == "https://login.falke.example"
+    officer = issuers["officer"]
+    assert {"approver", "admin"} <= set(officer.roles.values())
+    assert all("mfa" in officer.assurance[role].amr for role in ("approver", "admin"))
+
+
+def test_the_same_purpose_differs_by_country():
+    def told(purpose: str) -> list[tuple[str, str]]:
+        purposes = [GROUP[name].purposes[purpose] for name in ("demo", "demo-at", "demo-fr")]
+        return [(purpose.legal_basis, str(purpose.retention.period)) for purpose in purposes]
+
+    assert told("analytics") == [("consent", "P13M"), ("consent", "P6M"), ("legitimate_interest", "P25M")]
+    assert told("marketing.phone") == [("consent", "P60M"), ("consent", "P36M"), ("consent", "P60M")]
+    assert told("telemetry.drone") == [("consent", "P90D"), ("consent", "P60D"), ("contract", "P30D")]
+    ages = {policy.jurisdictions[policy.tenant.jurisdiction].digital_consent_age for policy in GROUP.values()}
+    assert ages == {16, 14, 15}
+    for name in ("demo-at", "demo-fr"):
+        rules = {purpose.conflict for purpose in GROUP[name].purposes.values()}
+        assert rules == {"strictest", "latest_explicit", "account_wins"}
 
 
 # What is refused ------------------------------------------------------------------------------------------------------
@@ -258,6 +313,14 @@ def next_version(policy: Policy, notice: str, **fields: Any) -> Policy:
     return msgspec.structs.replace(policy, notices=policy.notices | {notice: versions | {number: added}})
 
 
+def trusting(*issuers: dict[str, Any]) -> Policy:
+    """The policy with issuers."""
+    plain = {"issuer": "https://id.example", "kind": "login", "audience": "us", "jwks_uri": "https://id.example/keys"}
+    made = tuple(msgspec.convert({**plain, **issuer}, Issuer, dec_hook=dec_hook) for issuer in issuers)
+    return msgspec.structs.replace(DEMO, tenant=msgspec.structs.replace(DEMO.tenant, issuers=made))
+
+
+OFFICER = {"kind": "officer", "roles": {"dpo": "approver"}}
 ABROAD = Recipient(id="far", name="Far Inc.", role="processor", country="US")
 ADM = DEMO.purposes["offer.automated"].significant_adm
 CAPPED = msgspec.structs.replace(DEMO.jurisdictions["DE"], max_valid_for={"phone": Duration(months=6)})
@@ -268,6 +331,8 @@ CIRCLE = DEMO.purposes | {
 }
 
 FIRING = {
+    "issuers_are_safe": trusting({"issuer": "http://id.example"}),
+    "issuers_fit_their_kind": trusting({"scopes": ["check"]}),
     "consent_ends": changed("analytics", valid_for=None),
     "durations_last": changed("analytics", reask_after_refusal=Duration()),
     "interest_is_assessed": changed("fraud.prevention", assessment=None),
@@ -330,6 +395,12 @@ def test_each_rule_fires_where_it_should_and_not_on_the_example(rule: Any):
         (changed("analytics", required_notice={"account": 2}), "required_notice/account", "versions that do: 1"),
         (next_version(DEMO, "account"), "marketing.push.toml#/required_notice/account", "required_notice.account = 2"),
         (changed("analytics", recipients=(ABROAD,)), BANNER, "`required_notice.web-banner = 2`"),
+        (trusting({"jwks_uri": "http://id.example/keys"}), "issuers/0/jwks_uri", "write https"),
+        (trusting({}, {"kind": "service", "scopes": ["check"]}), "issuers/1/audience", "stands twice"),
+        (trusting({"kind": "service"}), "issuers/0/scopes", 'add e.g. `scopes = ["check"]`'),
+        (trusting({"kind": "officer"}), "issuers/0/roles", "nobody has a role"),
+        (trusting({**OFFICER, "assurance": {"admin": {"amr": ["mfa"]}}}), "assurance/admin", "nobody can get"),
+        (trusting({**OFFICER, "assurance": {"approver": {}}}), "assurance/approver", "demands nothing"),
     ],
 )
 def test_rules_say_what_to_write(policy: Policy, pointer: str, remedy: str):
@@ -342,6 +413,8 @@ def test_rules_say_what_to_write(policy: Policy, pointer: str, remedy: str):
         changed("repair.call", required_for_service=False, terminal_access="strictly_necessary"),
         changed("analytics", on_outage=OnOutage(behaviour="last_known", max_age=Duration(seconds=900))),
         changed("profiling", parent="analytics", inherits_consent=True),
+        trusting({"issuer": "http://127.0.0.1:9", "jwks_uri": "http://localhost:9/keys", "clients": ["shop"]}),
+        trusting({**OFFICER, "assurance": {"approver": {"amr": ["mfa"]}}}),
         next_version(DEMO, "phone-script", material=False, changes={"de": "Tippfehler.", "en": "Typing errors."}),
     ],
 )

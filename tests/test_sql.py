@@ -63,8 +63,11 @@ CATALOGUE = {
     "constraints": """SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint
                       WHERE connamespace = 'public'::regnamespace AND contype <> 'n' ORDER BY 1, 2""",
     "indexes": "SELECT tablename, indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1, 2",
-    "options": """SELECT relname, reloptions FROM pg_class
+    "options": """SELECT relname, reloptions, relrowsecurity, relforcerowsecurity FROM pg_class
                   WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' ORDER BY 1""",
+    "policies": "SELECT tablename, policyname, roles::text, cmd, qual, with_check FROM pg_policies ORDER BY 1, 2",
+    "grants": """SELECT table_name, grantee, privilege_type FROM information_schema.role_table_grants
+                 WHERE table_schema = 'public' ORDER BY 1, 2, 3""",
 }
 
 
@@ -97,6 +100,36 @@ async def test_a_newer_database_is_refused(database_url: str) -> None:
         await connection.close()
         with pytest.raises(errors.SetupError, match="newer version"):
             await db.migrate(url)
+
+
+async def test_a_database_from_before_the_first_release_is_refused(database_url: str) -> None:
+    async with fresh_database(database_url) as url:
+        await db.migrate(url)
+        connection = await asyncpg.connect(url)
+        await connection.execute("UPDATE migration SET name = '0001_core'")
+        await connection.close()
+        with pytest.raises(errors.SetupError, match="before the first release"):
+            await db.migrate(url)
+
+
+async def test_whoever_may_not_change_the_schema_may_serve(database_url: str) -> None:
+    """A log-in that is nothing but a member of the service's role."""
+    name = f"visitor_{uuid.uuid4().hex[:8]}"
+    async with fresh_database(database_url) as url:
+        await db.migrate(url)
+        maker = await asyncpg.connect(url)
+        await maker.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'for tests only'; GRANT consent_app TO {name}")
+        try:
+            parts = urlsplit(url)
+            visitor = urlunsplit(parts._replace(netloc=f"{name}:for%20tests%20only@{parts.netloc.rpartition('@')[2]}"))
+            assert await db.migrate(visitor) == []
+            async with await db.connect(visitor, size=1) as pool, db.connection(pool) as connection:
+                await tenants.ensure(connection, "visited")
+                with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                    await connection.execute("DELETE FROM consent_event")
+        finally:
+            await maker.execute(f"DROP ROLE {name}")
+            await maker.close()
 
 
 def test_migrations_are_numbered_without_gaps() -> None:
@@ -162,9 +195,10 @@ async def test_a_stopped_holder_of_the_head_does_not_hold_the_ledger(tenant: Ten
     """Whoever locks the head and then stands still loses it within about a second."""
     holder = await services.pool.acquire()
     try:
+        await db.act_for(holder, tenant.log_id)
         await holder.execute("BEGIN")
         await lock_head(holder, tenant.log_id)
-        async with asyncio.timeout(4), services.pool.acquire() as other, other.transaction():
+        async with asyncio.timeout(4), db.connection(services.pool, tenant.log_id) as other, other.transaction():
             await lock_head(other, tenant.log_id)
     finally:
         with suppress(asyncpg.InterfaceError, asyncpg.InternalClientError, asyncpg.PostgresError):

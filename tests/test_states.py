@@ -68,7 +68,8 @@ def row(n: int, status: str, **more: Any) -> State:
     """A row as a record would leave it; `at` in days from NOW."""
     occurred_at = NOW + more.pop("at", -1) * DAY
     slot = SLOT[status]
-    keys = {"purpose": "main", "channel": "", "contact": b"", "recipient": "", "grade": SERVICE, **more}
+    keys = {"purpose": "main", "channel": "", "contact": b"", "recipient": "", "grade": SERVICE, "tenure": 1,
+            "via": b"", **more}  # fmt: skip
     return State(
         identifier=b"i", slot=slot, status=status, occurred_at=occurred_at, recorded_at=NOW,
         expires_at=occurred_at + LIFE if slot == Slot.GRANT else None,

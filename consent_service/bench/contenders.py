@@ -77,7 +77,7 @@ _KNOWN: dict[tuple[str, str], bool] = {}
 
 
 async def _serve(orders: Orders) -> None:
-    pool = await db.connect(orders.database_url, size=orders.pool)
+    pool = await db.connect(orders.database_url, size=orders.pool, role=None)
     app: Any = plain(pool) if orders.name == "plain" else bare
     config = uvicorn.Config(app, lifespan="off", http="httptools", ws="none", access_log=False, log_config=None)
     await uvicorn.Server(config).serve([socket.socket(fileno=orders.socket)])

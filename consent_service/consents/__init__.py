@@ -1,6 +1,6 @@
 """Consents, the write path: one call is one act of a person, becomes one event, and answers with what holds now."""
 
-from consent_service.consents.model import ConsentBody, Recorded
+from consent_service.consents.model import ConsentBody, DeviceBody, Minted, Recorded
 from consent_service.consents.write import Writer
 
-__all__ = ["ConsentBody", "Recorded", "Writer"]
+__all__ = ["ConsentBody", "DeviceBody", "Minted", "Recorded", "Writer"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -11,11 +11,12 @@ from consent_service.consents.prepare import FOR_ALL, Act, Prepared
 from consent_service.decisions import REASONS, Ask, Decision, Reason, decide
 from consent_service.ledger import Revision
 from consent_service.policies import Policy
-from consent_service.states import ALL_PURPOSES, ANY, RESTRICTIVE, SLOT, Slot, State
+from consent_service.states import ALL_PURPOSES, ANY, RESTRICTIVE, SLOT, Slot
+from consent_service.tenures import Person
 
 
 def recorded(
-    act: Act, records: list[Prepared], states: Sequence[State], event: UUID, revision: Revision, now: datetime
+    act: Act, records: list[Prepared], who: Person, event: UUID, revision: Revision, now: datetime
 ) -> Recorded:
     """The answer to an act: every purpose × channel that it spoke about, as a check would now see it."""
     asked: dict[tuple[str, str | None, bytes, str], tuple[Prepared, Ask]] = {}
@@ -25,7 +26,9 @@ def recorded(
             asked[ask.purpose, ask.channel, record.contact, record.recipient] = record, ask
             if record.status in RESTRICTIVE:
                 reuse = max(reuse, act.policy.purposes[ask.purpose].reuse_window)
-    found = [_state_now(record, ask, decide(act.policy, states, ask, now)) for record, ask in asked.values()]
+    found = [
+        _state_now(record, ask, decide(act.policy, who.states, ask, now, who.ties)) for record, ask in asked.values()
+    ]
     return Recorded(
         event=event,
         states=found,

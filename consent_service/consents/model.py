@@ -11,9 +11,10 @@ from msgspec import Meta
 from consent_service.decisions import Reason
 from consent_service.policies import Method
 from consent_service.states import Moment, Status
-from consent_service.subjects import MAX_ID, Subject
+from consent_service.subjects import MAX_ID, MAX_PROOF, Subject
 
 MAX_RECORDS = 100
+UUID_TEXT = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$(?!\n)"
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -48,6 +49,21 @@ class ConsentBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     method: Method | None = None
     evidence: dict[str, Any] | None = None
     """Whatever else proves the act: form version, call recording id, user agent, …"""
+    guardian: Subject | None = None
+    """Who acted for the subject, a child (GDPR Art. 8); must be linked as its guardian."""
+    proof: Annotated[str, Meta(max_length=MAX_PROOF)] | None = None
+    """A device's secret token, where a publishable key speaks for it."""
+
+
+class DeviceBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """A device that speaks for the first time: with its first act, or by itself."""
+
+    id: Annotated[str, Meta(pattern=UUID_TEXT, examples=["0b5a9a52-4d7b-4f0e-9c53-4a1f9d3a8d10"])] | None = None
+    """Idempotency key of the act: a random UUID, because whoever sends the same one gets the same device."""
+    records: Annotated[tuple[Record, ...], Meta(max_length=MAX_RECORDS)] = ()
+    notice: Shown | None = None
+    method: Method | None = None
+    evidence: dict[str, Any] | None = None
 
 
 class StateNow(msgspec.Struct, frozen=True, gc=False):
@@ -78,3 +94,18 @@ class Recorded(msgspec.Struct, frozen=True):
     recorded_at: Moment
     effective_by: Moment
     receipt: str | None = None
+
+
+class Minted(msgspec.Struct, frozen=True, kw_only=True):
+    """A device, and what holds after its first act.
+
+    Whoever only said no gets no identifier: nothing needs to be kept on the device but which notice was answered, and
+    when. That record has an identifier that nobody knows and nothing else will use.
+    """
+
+    identifier: Subject | None
+    token: str | None
+    """The device's secret: sent as `proof` with whatever it says or asks later."""
+    cookie: str | None
+    """`Set-Cookie` value for the tenant's own site, where the policy names its domain."""
+    recorded: Recorded | None

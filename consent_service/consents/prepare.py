@@ -55,6 +55,9 @@ class Act(msgspec.Struct, frozen=True, gc=False):
     method: Method | None
     evidence: dict[str, Any] | None
     grade: int
+    guardian: bytes
+    """Keyed hash of the guardian who acted; b"" where none did."""
+    guardian_subject: Subject | None
 
 
 def attests(credential: Credential) -> bool:
@@ -66,7 +69,9 @@ def grade_of(credential: Credential, method: Method | None) -> int:
     """The evidence grade follows from who reports and how, never from a claim. Place in GRADES."""
     if method == "import":
         return GRADES.index("imported")
-    return GRADES.index("service_attested" if attests(credential) else "anonymous_device")
+    if attests(credential):
+        return GRADES.index("service_attested")
+    return GRADES.index("login" if credential.kind == "person" else "anonymous_device")
 
 
 class _Preparation:
@@ -80,8 +85,12 @@ class _Preparation:
         self.now = now
         self.errors: list[FieldError] = list(id_errors(self.body.subject.id, "/subject/id"))
         self.nameless = bool(self.errors)
+        if self.body.guardian is not None:
+            self.errors += id_errors(self.body.guardian.id, "/guardian/id")
         """Whether the subject cannot be meant, so that nothing may be written."""
         self.notice = self._notice()
+        if self.body.guardian is not None and not self.attested:
+            self.errors.append(FieldError("/guardian", "is for credentials with the scope `write:attested`"))
         prepared = [self._record(place, record) for place, record in zip(sent.places, self.body.records, strict=True)]
         self.records = [record for record in prepared if record is not None]
 
@@ -257,6 +266,8 @@ def _salvage(tree: Any, errors: tuple[FieldError, ...]) -> Sent | None:
         notice=_shaped(tree.get("notice"), Shown),
         method=_shaped(tree.get("method"), Method),
         evidence=_shaped(tree.get("evidence"), dict),
+        guardian=_shaped(tree.get("guardian"), Subject),
+        proof=_shaped(tree.get("proof"), str),
     )
     return Sent(body, [place for place, _ in kept], errors)
 
@@ -325,6 +336,8 @@ def prepare(
         method=body.method,
         evidence=body.evidence,
         grade=grade_of(credential, body.method),
+        guardian=b"" if body.guardian is None else hasher.identifier(body.guardian),
+        guardian_subject=body.guardian,
     )
     return act, errors
 
@@ -395,5 +408,5 @@ _SAID = msgspec.json.Encoder(order="sorted")
 
 def _body_hash(body: ConsentBody) -> bytes:
     """What makes two calls the same: everything but the key itself."""
-    said = (body.subject, body.records, body.notice, body.method, body.evidence)
+    said = (body.subject, body.records, body.notice, body.method, body.evidence, body.guardian)
     return hashlib.sha256(_SAID.encode(said)).digest()

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import NamedTuple
+from uuid import UUID
 
 import msgspec
 from msgspec import UNSET
 
 from consent_service import db, decode
-from consent_service.auth import Credential
+from consent_service.auth import Credential, Scope
 from consent_service.decisions.decide import REASONS, Ask, Decision, decide
 from consent_service.decisions.model import (
     Answer,
@@ -25,16 +25,19 @@ from consent_service.decisions.model import (
     History,
     HistoryBody,
     HistoryEvent,
+    Origin,
     PurposeState,
     SubjectBody,
     SubjectState,
 )
-from consent_service.errors import FieldError, Invalid, NotFound, RevisionAhead
-from consent_service.ledger import Batcher, Head, Revision
+from consent_service.devices import Devices
+from consent_service.errors import FieldError, Invalid, RevisionAhead
+from consent_service.ledger import Batcher, Ledger, Ledgers, PerLedger, Revision
 from consent_service.policies import GRADES, Policy, Purpose
-from consent_service.policies.store import Policies
 from consent_service.states import ALL_PURPOSES, State
 from consent_service.subjects import Hasher, Subject, id_errors
+from consent_service.tenures import LinkedIdentifier, Person, Snapshot, names, read
+from consent_service.vault import Place, StrandKey
 
 _PAUSE_AFTER_S = 0.005
 _MAX_EXPLAINED = 100
@@ -44,76 +47,69 @@ _PARALLEL = 2
 
 
 class ContactRow(msgspec.Struct, frozen=True):
-    """A contact by its keyed hash."""
+    """A contact by its keyed hash, and the key of the strand that seals its value."""
 
     contact: bytes
-    value: str
+    value: bytes
+    identifier: bytes
+    tenure: int
+    key: bytes
 
 
 class HistoryRow(msgspec.Struct, frozen=True):
-    """An event of one identifier."""
+    """An event of one identifier, and the key of its strand."""
 
     idx: int
+    tenure: int
     sequence: int
-    recorded_at: datetime
+    event: UUID
     payload: bytes
+    key: bytes
 
 
-_READ_SUBJECTS = db.headed("decisions", "read_subjects", Head, State)
 _READ_CONTACTS = db.many("decisions", "read_contacts", ContactRow)
 _READ_HISTORY = db.many("decisions", "read_history", HistoryRow)
 _ENCODER = msgspec.json.Encoder()
 
 
-class Snapshot(NamedTuple):
-    """What one read found."""
-
-    head: Head
-    policy: Policy
-    states: dict[bytes, list[State]]
-    """By identifier; none where nothing stands."""
-
-    def of(self, identifier: bytes) -> list[State]:
-        """The rows of one identifier."""
-        return self.states.get(identifier, [])
-
-
 class Checker:
     """Answers checks of all tenants from the database."""
 
-    def __init__(self, pool: db.Pool, policies: Policies, secret: bytes) -> None:
-        self._pool = pool
-        self._policies = policies
-        self._secret = secret
-        self._ledgers: dict[int, _Ledger] = {}
+    def __init__(self, ledgers: Ledgers, devices: Devices) -> None:
+        self._devices = devices
+        self._books = PerLedger(ledgers, _Book)
 
     async def check(self, raw: bytes, credential: Credential) -> bytes:
         """Answer one check (`Check` to `Answer`).
 
         Raises:
             RevisionAhead: `at_least` lies beyond the ledger's head.
-            Invalid, Malformed, Unavailable: see there.
+            Invalid, Malformed, Forbidden, Unavailable: see there.
         """
         check = decode.body(raw, Check)
-        ledger = self._ledger(credential.log_id)
+        self._devices.demand_own(credential, check.subject, check.proof, "check")
+        book = self._books.of(credential.log_id)
         at_least = _validate((check,), lambda _: "")
-        identifier = ledger.hasher.identifier(check.subject)
-        snapshot = await ledger.reader.submit(identifier)
+        identifier = book.ledger.hasher.identifier(check.subject)
+        snapshot = await book.reader.submit((identifier, check.subject.type))
         _demand(snapshot, at_least)
-        return _ENCODER.encode(_answer(snapshot, snapshot.of(identifier), check, ledger.hasher))
+        who = _whole_or_own(snapshot, identifier, credential, "check")
+        return _ENCODER.encode(_answer(snapshot, who, check, book.ledger.hasher))
 
     async def checks(self, raw: bytes, credential: Credential) -> bytes:
         """Answer up to MAX_CHECKS checks in their order, all at one revision (`Checks` to `Decisions`)."""
         checks = decode.body(raw, Checks).checks
-        ledger = self._ledger(credential.log_id)
+        book = self._books.of(credential.log_id)
         at_least = _validate(checks, "/checks/{}".format)
-        identifiers = [ledger.hasher.identifier(check.subject) for check in checks]
-        snapshot = await ledger.read(list(dict.fromkeys(identifiers)))
+        hasher = book.ledger.hasher
+        identifiers = [hasher.identifier(check.subject) for check in checks]
+        asked = dict(zip(identifiers, [check.subject.type for check in checks], strict=True))
+        snapshot = await book.read(asked)
         _demand(snapshot, at_least)
         answers: list[Answer] = []
         began = time.perf_counter()
         for check, identifier in zip(checks, identifiers, strict=True):
-            answers.append(_answer(snapshot, snapshot.of(identifier), check, ledger.hasher))
+            answers.append(_answer(snapshot, snapshot.of(identifier), check, hasher))
             if time.perf_counter() - began > _PAUSE_AFTER_S:
                 await asyncio.sleep(0)  # a long batch must not hold up single checks
                 began = time.perf_counter()
@@ -123,66 +119,106 @@ class Checker:
         """Where a person stands on every purpose × channel (`SubjectBody` to `SubjectState`)."""
         body = decode.body(raw, SubjectBody)
         _demand_id(body.subject)
-        ledger = self._ledger(credential.log_id)
-        identifier = ledger.hasher.identifier(body.subject)
-        snapshot = await ledger.reader.submit(identifier)
-        head, states = snapshot.head, snapshot.of(identifier)
-        contacts = await ledger.contacts({state.contact for state in states if state.contact})
-        found = list(_purpose_states(snapshot.policy, states, contacts, head.now))
-        return _ENCODER.encode(SubjectState(body.subject, str(head.revision), head.now, head.policy, found))
+        self._devices.demand_own(credential, body.subject, body.proof, "state")
+        book = self._books.of(credential.log_id)
+        identifier = book.ledger.hasher.identifier(body.subject)
+        snapshot = await book.reader.submit((identifier, body.subject.type))
+        head, who = snapshot.head, _whole_or_own(snapshot, identifier, credential, "state")
+        contacts = await book.contacts(who)
+        return _ENCODER.encode(
+            SubjectState(
+                subject=body.subject,
+                rev=str(head.revision),
+                as_of=head.now,
+                policy=head.policy,
+                states=list(_purpose_states(snapshot.policy, who, contacts, head.now)),
+                identifiers=await _named(book.ledger, who, body.subject, credential),
+            )
+        )
 
     async def history(self, raw: bytes, credential: Credential) -> bytes:
-        """A page of a person's events (`HistoryBody` to `History`)."""
+        """A page of the events that were recorded for an identifier (`HistoryBody` to `History`)."""
         body = decode.body(raw, HistoryBody)
         _demand_id(body.subject)
-        identifier = self._ledger(credential.log_id).hasher.identifier(body.subject)
-        async with db.connection(self._pool) as connection:
-            rows = await _READ_HISTORY(connection, credential.log_id, identifier, body.after, body.limit + 1)
-        page = rows[: body.limit]
-        more = len(rows) > body.limit
-        events = [HistoryEvent(row.idx, row.sequence, msgspec.Raw(row.payload)) for row in page]
-        return _ENCODER.encode(History(events, page[-1].sequence if more else None))
-
-    def _ledger(self, log_id: int) -> _Ledger:
-        ledger = self._ledgers.get(log_id)
-        if ledger is None:
-            ledger = self._ledgers[log_id] = _Ledger(self._pool, self._policies, Hasher(self._secret, log_id), log_id)
-        return ledger
+        book = self._books.of(credential.log_id)
+        events = await book.history(book.ledger.hasher.identifier(body.subject), body.after, body.limit + 1)
+        page = events[: body.limit]
+        more = len(events) > body.limit
+        return _ENCODER.encode(History(page, _cursor(page[-1].strand, page[-1].sequence) if more else None))
 
 
-class _Ledger:
+class _Book:
     """The reads of one tenant. Single checks that arrive together share one statement, begun after each of them."""
 
-    def __init__(self, pool: db.Pool, policies: Policies, hasher: Hasher, log_id: int) -> None:
-        self._pool = pool
-        self._policies = policies
-        self._log_id = log_id
-        self.hasher = hasher
-        self.reader: Batcher[bytes, Snapshot] = Batcher(self._read_batch, parallel=_PARALLEL)
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.reader: Batcher[tuple[bytes, str], Snapshot] = Batcher(self._read_batch, parallel=_PARALLEL)
+        self._shared: tuple[int, frozenset[str]] = (0, frozenset())
+        """By which version of the policy, the namespaces of things that change hands."""
 
-    async def read(self, identifiers: list[bytes]) -> Snapshot:
-        """The head, the policy in force and the rows that stand, in one statement."""
-        async with db.connection(self._pool) as connection:
-            found = await _READ_SUBJECTS(connection, self._log_id, identifiers)
-            if found is None:
-                raise NotFound("There is no such tenant.")
-            head, states = found
-            policy = await self._policies.get(connection, self._log_id, head.policy)
-        by_identifier: dict[bytes, list[State]] = {}
-        for state in states:
-            by_identifier.setdefault(state.identifier, []).append(state)
-        return Snapshot(head, policy, by_identifier)
+    async def read(self, asked: Mapping[bytes, str]) -> Snapshot:
+        """The head, the policy in force and the persons that the identifiers (with their namespaces) stand for."""
+        while True:
+            version, shared = self._shared
+            snapshot = await read(self.ledger, list(asked), [namespace in shared for namespace in asked.values()])
+            if snapshot.head.policy == version:
+                return snapshot
+            self._shared = snapshot.head.policy, frozenset(snapshot.policy.tenant.shared)
 
-    async def contacts(self, hashes: set[bytes]) -> dict[bytes, str]:
-        """The values of contacts by their keyed hashes."""
+    async def contacts(self, who: Person) -> dict[bytes, str]:
+        """The values of the contacts that a person's rows name, by their keyed hashes."""
+        hashes = {state.contact for state in who.states if state.contact}
         if not hashes:
             return {}
-        async with db.connection(self._pool) as connection:
-            return {row.contact: row.value for row in await _READ_CONTACTS(connection, self._log_id, list(hashes))}
+        members = [member.member for member in who.members]
+        async with self.ledger.connection() as connection:
+            rows = await _READ_CONTACTS(connection, self.ledger.log_id, members, list(hashes))
+        return {row.contact: self._key(row).open(b"contact" + row.contact, row.value).decode() for row in rows}
 
-    async def _read_batch(self, identifiers: Sequence[bytes]) -> Sequence[Snapshot]:
-        snapshot = await self.read(list(dict.fromkeys(identifiers)))
-        return [snapshot] * len(identifiers)
+    async def history(self, identifier: bytes, after: int, limit: int) -> list[HistoryEvent]:
+        """Events past a cursor, oldest first."""
+        tenure, sequence = divmod(after, _CURSOR)
+        async with self.ledger.connection() as connection:
+            rows = await _READ_HISTORY(connection, self.ledger.log_id, identifier, tenure + 1, sequence, limit)
+        keys: dict[int, StrandKey] = {}
+        events = []
+        for row in rows:
+            key = keys.get(row.tenure)
+            if key is None:
+                place = Place(self.ledger.log_id, identifier, row.tenure)
+                key = keys[row.tenure] = self.ledger.vault.open(place, row.key)
+            payload = msgspec.Raw(key.open(row.event.bytes, row.payload))
+            events.append(HistoryEvent(index=row.idx, strand=row.tenure, sequence=row.sequence, event=payload))
+        return events
+
+    def _key(self, row: ContactRow) -> StrandKey:
+        return self.ledger.vault.open(Place(self.ledger.log_id, row.identifier, row.tenure), row.key)
+
+    async def _read_batch(self, asked: Sequence[tuple[bytes, str]]) -> Sequence[Snapshot]:
+        snapshot = await self.read(dict(asked))
+        return [snapshot] * len(asked)
+
+
+_CURSOR = 1 << 40
+"""A cursor is the strand, counted from 0, times this plus the place within it."""
+
+
+def _cursor(tenure: int, sequence: int) -> int:
+    return (tenure - 1) * _CURSOR + sequence
+
+
+async def _named(ledger: Ledger, who: Person, subject: Subject, credential: Credential) -> list[LinkedIdentifier]:
+    """By which identifiers the person is known; a device learns nothing of the others, nor by time whether it is."""
+    if "state" in credential.scopes or credential.kind == "person":
+        return await names(ledger, who.members)
+    return [LinkedIdentifier(type=subject.type, id=subject.id, kind="self", link=None, since=None, until=None)]
+
+
+def _whole_or_own(snapshot: Snapshot, identifier: bytes, credential: Credential, wider: Scope) -> Person:
+    """The person; for a device that asks about itself only what was said on it, or carried to it."""
+    if wider in credential.scopes or credential.kind == "person":
+        return snapshot.of(identifier)
+    return snapshot.own(identifier)
 
 
 def _demand(snapshot: Snapshot, at_least: Revision | None) -> None:
@@ -222,11 +258,11 @@ def _validate(checks: Sequence[Check], pointer: Callable[[int], str]) -> Revisio
     return at_least
 
 
-def _answer(snapshot: Snapshot, states: list[State], check: Check, hasher: Hasher) -> Answer:
+def _answer(snapshot: Snapshot, who: Person, check: Check, hasher: Hasher) -> Answer:
     head, policy = snapshot.head, snapshot.policy
     contact = None if check.contact is None else hasher.contact(check.contact)
     ask = Ask(check.purpose, check.channel, contact, check.recipient, check.context)
-    decision = decide(policy, states, ask, head.now)
+    decision = decide(policy, who.states, ask, head.now, who.ties)
     purpose = policy.purposes.get(check.purpose)
     return Answer(
         allow=decision.allow,
@@ -239,13 +275,14 @@ def _answer(snapshot: Snapshot, states: list[State], check: Check, hasher: Hashe
         record=None if decision.state is None else decision.state.event,
         as_of=head.now,
         age_ms=0,
-        explain=_explain(policy, purpose, states, decision) if check.explain else UNSET,
+        explain=_explain(policy, purpose, who, decision) if check.explain else UNSET,
     )
 
 
-def _explain(policy: Policy, purpose: Purpose | None, states: list[State], decision: Decision) -> Explanation:
+def _explain(policy: Policy, purpose: Purpose | None, who: Person, decision: Decision) -> Explanation:
     line = () if purpose is None else policy.lineage[purpose.id]
-    considered = [state for state in states if state.purpose in line or state.purpose == ALL_PURPOSES]
+    said = [*who.states, *(state for rows in who.ties.groups for state in rows)]
+    considered = [state for state in said if state.purpose in line or state.purpose == ALL_PURPOSES]
     considered.sort(key=lambda state: state.rank, reverse=True)
     adm = None if purpose is None else purpose.significant_adm
     return Explanation(
@@ -254,12 +291,14 @@ def _explain(policy: Policy, purpose: Purpose | None, states: list[State], decis
         legal_basis=None if purpose is None else purpose.basis_term,
         assessment=None if purpose is None or purpose.assessment is None else purpose.assessment.id,
         human_contact=None if adm is None else adm.human_contact,
-        record=None if decision.state is None else _explained(policy, decision.state),
-        considered=[_explained(policy, state) for state in considered[:_MAX_CONSIDERED]],
+        conflict_rule=None if purpose is None else purpose.conflict,
+        identifiers=len(who.members),
+        record=None if decision.state is None else _explained(policy, decision.state, who),
+        considered=[_explained(policy, state, who) for state in considered[:_MAX_CONSIDERED]],
     )
 
 
-def _explained(policy: Policy, state: State) -> ExplainedRecord:
+def _explained(policy: Policy, state: State, who: Person) -> ExplainedRecord:
     notice = None
     if state.notice:
         text = policy.notices.get(state.notice, {}).get(state.notice_version)
@@ -268,6 +307,7 @@ def _explained(policy: Policy, state: State) -> ExplainedRecord:
         )
     return ExplainedRecord(
         event=state.event,
+        origin=_origin(state, who),
         purpose=state.purpose,
         channel=state.channel or None,
         recipient=state.recipient or None,
@@ -281,15 +321,26 @@ def _explained(policy: Policy, state: State) -> ExplainedRecord:
     )
 
 
-def _purpose_states(
-    policy: Policy, states: list[State], contacts: dict[bytes, str], now: datetime
-) -> Iterator[PurposeState]:
+def _origin(state: State, who: Person) -> Origin:
+    if state.linked_at is not None:
+        return "carried"
+    kinds = {member.member: member.kind for member in who.members}
+    match kinds.get(state.identifier):
+        case "identity":
+            return "linked"
+        case "group":
+            return "group"
+        case _:
+            return "account" if who.ties.account else "own"
+
+
+def _purpose_states(policy: Policy, who: Person, contacts: dict[bytes, str], now: datetime) -> Iterator[PurposeState]:
     """One row per purpose × channel, and per contact where consents name one."""
     for purpose in policy.purposes.values():
-        named = {s.contact for s in states if s.purpose == purpose.id and s.contact}
+        named = {s.contact for s in who.states if s.purpose == purpose.id and s.contact}
         for channel in purpose.channels:
             for contact in sorted(named) or [b""]:
-                decision = decide(policy, states, Ask(purpose.id, channel, contact or None), now)
+                decision = decide(policy, who.states, Ask(purpose.id, channel, contact or None), now, who.ties)
                 state = decision.state
                 yield PurposeState(
                     purpose=purpose.id,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
-from typing import Annotated, Literal, cast, get_args
+from datetime import UTC, datetime
+from typing import Annotated, Literal, NamedTuple, cast, get_args
 from uuid import UUID
 
 import msgspec
@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from consent_service.policies import EXPLICIT_METHODS, GRADES, Policy, Purpose
 from consent_service.states import ALL_PURPOSES, ANY, Slot, State, StateKey
+from consent_service.tenures import ALONE, Ties
 
 Reason = Literal[
     "consent", "basis_applies",
@@ -46,7 +47,7 @@ REASONS: dict[Reason, str] = {
     "contact_not_covered": "The consent holds for another contact.",
     "recipient_not_covered": "The purpose, or the consent, does not cover this recipient.",
     "no_basis_fact": "The basis needs a fact (for example a contract) that is not on record, or has ceased.",
-    "conflict_open": "Linked identifiers say different things, and the conflict is not resolved.",
+    "conflict_open": "Linked identifiers said different things before they were linked; ask the person again.",
     "condition_failed": "A condition of the purpose is not met.",
     "outage": "The state could not be read, and the purpose declares nothing for that case.",
 }
@@ -86,26 +87,42 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     """The row that decided."""
 
 
-def decide(policy: Policy, states: Sequence[State], ask: Ask, now: datetime) -> Decision:
-    """Allow or deny; pure. `states` are the rows of all the subject's identifiers, in any order."""
+def decide(policy: Policy, states: Sequence[State], ask: Ask, now: datetime, ties: Ties = ALONE) -> Decision:
+    """Allow or deny; pure. `states` are the rows that count for the subject, of all its identifiers, in any order."""
     purpose = policy.purposes.get(ask.purpose)
     if purpose is None:
         return _deny("unknown_purpose", "purpose")
-    question = _Question(policy, purpose, states, ask, now)
-    return question.restriction() or question.objection() or question.basis()
+    question = _Question(policy, purpose, states, ask, now, ties)
+    decision = question.group() or question.restriction() or question.objection() or question.basis()
+    if ties.until is not None and _later(decision.valid_until, ties.until):
+        return msgspec.structs.replace(decision, valid_until=ties.until)
+    return decision
 
 
 def _deny(reason: Reason, rule: str, state: State | None = None, until: datetime | None = None) -> Decision:
     return Decision(False, reason, rule, until, state)
 
 
+class _Path(NamedTuple):
+    """A way in which two identifiers belong together."""
+
+    far: int
+    since: datetime
+    account: bytes
+    other: bytes
+    """The identifier of the no."""
+
+
 class _Question:
     """One walk through the rules, over the rows that speak about the question."""
 
     __slots__ = ("ask", "blocks", "by_consent", "channel", "elsewhere", "facts", "grants", "now", "policy", "purpose",
-                 "requests", "restrictions")  # fmt: skip
+                 "requests", "restrictions", "ties")  # fmt: skip
 
-    def __init__(self, policy: Policy, purpose: Purpose, states: Sequence[State], ask: Ask, now: datetime) -> None:
+    def __init__(
+        self, policy: Policy, purpose: Purpose, states: Sequence[State], ask: Ask, now: datetime, ties: Ties = ALONE
+    ) -> None:
+        self.ties = ties
         self.policy = policy
         self.purpose = purpose
         self.ask = ask
@@ -130,7 +147,7 @@ class _Question:
         """Which rows bear on the question, by what they are."""
         here = state.channel in (ANY, self.channel)
         match state.slot:
-            case Slot.GRANT | Slot.EXPLICIT if self._answers(state):
+            case Slot.GRANT | Slot.EXPLICIT | Slot.GUARDIAN if self._answers(state):
                 if here:
                     self.grants.append(state)
                 else:
@@ -180,6 +197,24 @@ class _Question:
         return True
 
     # -- the rules, in their order --------------------------------------------------------------------------------
+
+    def group(self) -> Decision | None:
+        """A household's or company's no holds for its members, whatever they say themselves; its yes says nothing."""
+        for rows in self.ties.groups:
+            question = _Question(self.policy, self.purpose, rows, self.ask, self.now)
+            denied = question.restriction() or question.objection()
+            if denied is None and self.purpose.needs_consent:
+                denied = question.refusal()
+            if denied is not None:
+                return msgspec.structs.replace(denied, rule="group", valid_until=None)
+        return None
+
+    def refusal(self) -> Decision | None:
+        """The no that stands, whether or not anything was granted; a later yes of the same group ends it."""
+        latest = max(self.blocks, key=_rank, default=None)
+        if latest is None or any(self._outweighed(grant) is None for grant in self.grants):
+            return None
+        return _deny(_said(latest), "withdrawal", latest)
 
     def restriction(self) -> Decision | None:
         """Art. 18: only storage, legal claims, and consent given after it go on."""
@@ -257,7 +292,7 @@ class _Question:
             if flaw is not None:
                 flaws.append(flaw)
             elif best is None or _later(expiry, best.valid_until):
-                best = Decision(True, "consent", "consent", expiry, grant)
+                best = Decision(True, "consent", self._chosen_by(grant), expiry, grant)
         return best or self._why_not(flaws, gap)
 
     def _covering(self) -> tuple[list[State], Reason | None]:
@@ -279,6 +314,8 @@ class _Question:
         """Why a grant does not carry the processing, and the row that says so; None when it does."""
         if self.blocks and (block := self._outweighed(grant)) is not None:
             return block, _deny(_said(block), "withdrawal", block)
+        if self.blocks and (conflict := self._conflict(grant)) is not None:
+            return conflict
         reason: Reason | None = None
         until: datetime | None = None
         if grant.occurred_at > self.now:
@@ -294,7 +331,7 @@ class _Question:
         elif self.purpose.needs_explicit and grant.method not in EXPLICIT_METHODS:
             reason = "explicit_needed"
         else:
-            reason = self._age()
+            reason = self._age(grant)
         return None if reason is None else (grant, _deny(reason, "consent", grant, until))
 
     def _outweighed(self, grant: State) -> State | None:
@@ -307,6 +344,57 @@ class _Question:
         ]
         return max(against, key=_rank, default=None)
 
+    def _conflict(self, grant: State) -> tuple[State, Decision] | None:
+        """What another identifier said earlier, when nobody knew yet that it was the same person's.
+
+        What was granted since then is the person's answer to it. What was granted before is not: the rule of the
+        purpose chooses, and where it cannot, the person has to be asked.
+        """
+        if self.purpose.conflict == "latest_explicit" and grant.method in EXPLICIT_METHODS:
+            return None
+        unanswered = self._unanswered(grant)
+        reasons: list[tuple[State, Reason]] = []
+        for block, path in unanswered:
+            if self.purpose.conflict != "account_wins":
+                reasons.append((block, "conflict_open"))
+            elif path.account != grant.identifier:
+                reasons.append((block, _said(block) if path.other == path.account else "conflict_open"))
+        if not reasons:
+            return None
+        told = [reason for reason in reasons if reason[1] != "conflict_open"] or reasons
+        block, why = max(told, key=lambda reason: _rank(reason[0]))
+        return block, _deny(why, f"conflict:{self.purpose.conflict}", block)
+
+    def _chosen_by(self, grant: State) -> str:
+        """The rule by which a grant counts."""
+        return f"conflict:{self.purpose.conflict}" if self.blocks and self._unanswered(grant) else "consent"
+
+    def _unanswered(self, grant: State) -> list[tuple[State, _Path]]:
+        """The noes of other identifiers to which a grant is no answer, each with the nearest way to its identifier."""
+        rows: dict[tuple[UUID, str, str, str, int], list[State]] = {}
+        for block in self.blocks:
+            place = (block.event, block.purpose, block.channel, block.recipient, block.slot)
+            rows.setdefault(place, []).append(block)
+        found = []
+        for same in rows.values():
+            if any(grant.identifier == (row.origin or row.identifier) for row in same):
+                continue
+            paths = sorted((self._path(grant, row) for row in same), key=lambda path: path.far)
+            if all(grant.recorded_at < path.since for path in paths):
+                found.append((same[0], paths[0]))
+        return found
+
+    def _path(self, grant: State, block: State) -> _Path:
+        """How a grant and a no, or a copy of one, belong together."""
+        since, account = self.ties.since, self.ties.account
+        both = max(since.get(grant.identifier, _NEVER), since.get(block.identifier, _NEVER))
+        if not block.origin:
+            return _Path(0, both, account, block.identifier)
+        carried = block.linked_at or _NEVER
+        if block.identifier == grant.identifier:
+            return _Path(1, carried, block.account, block.origin)
+        return _Path(2, max(both, carried), account, block.identifier)
+
     def _expiry(self, grant: State) -> datetime | None:
         """The earlier of what was promised when it was given and what the policy in force says."""
         if self.purpose.valid_for is None:
@@ -314,13 +402,16 @@ class _Question:
         by_policy = self.purpose.valid_for.after(grant.occurred_at)
         return by_policy if grant.expires_at is None else min(by_policy, grant.expires_at)
 
-    def _age(self) -> Reason | None:
-        """GDPR Art. 8, by the jurisdiction that the check names, else the tenant's."""
+    def _age(self, grant: State) -> Reason | None:
+        """GDPR Art. 8: a child's consent is the guardian's to give. By the jurisdiction that the check names."""
         rule = self.purpose.age
-        if rule is None:
+        if rule is None or grant.slot == Slot.GUARDIAN:
             return None
+        if self.ties.minor_until is not None and self.now < self.ties.minor_until:
+            return "guardian_missing"
         if self.ask.context.age is None:
-            return "age_unverified" if rule.age_unknown == "deny" else None
+            grown_up = self.ties.minor_until is not None
+            return "age_unverified" if rule.age_unknown == "deny" and not grown_up else None
         minimum = rule.minimum
         if minimum == "digital_consent":
             country = self.ask.context.jurisdiction or self.policy.tenant.jurisdiction
@@ -338,11 +429,17 @@ class _Question:
         ]
         if gap is None:
             events += [(block, _deny(_said(block), "withdrawal", block)) for block in self.blocks]
+        conflicts = [event for event in flaws if event[1].reason == "conflict_open"]
+        if conflicts:  # an own no beside it would tell less
+            return max(conflicts, key=lambda event: _rank(event[0]))[1]
         if events:
             return max(events, key=lambda event: _rank(event[0]))[1]
         if gap is not None:
             return _deny(gap, "scope")
         return _deny("channel_not_covered", "scope") if self.elsewhere else _deny("no_record", "consent")
+
+
+_NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 def _said(block: State) -> Reason:

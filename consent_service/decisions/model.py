@@ -10,8 +10,10 @@ from msgspec import UNSET, Meta, UnsetType
 
 from consent_service.decisions.decide import Context, Reason
 from consent_service.ledger import REVISION
+from consent_service.policies import Conflict
 from consent_service.states import Moment, Status
-from consent_service.subjects import MAX_ID, Subject
+from consent_service.subjects import MAX_ID, MAX_PROOF, Subject
+from consent_service.tenures import LinkedIdentifier
 
 MAX_CHECKS = 10_000
 
@@ -30,6 +32,8 @@ class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     require: Literal["fresh"] | None = None
     """`fresh`: read the database for this answer."""
     explain: bool = False
+    proof: Annotated[str, Meta(max_length=MAX_PROOF)] | None = None
+    """A device's secret token, where a publishable key asks for it."""
 
 
 class Checks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,10 +52,15 @@ class ExplainedNotice(msgspec.Struct, frozen=True):
     """SHA-256 of the notice's canonical JSON."""
 
 
+Origin = Literal["own", "account", "linked", "carried", "group"]
+
+
 class ExplainedRecord(msgspec.Struct, frozen=True):
     """A standing record that bears on the answer."""
 
     event: UUID
+    origin: Origin
+    """On which of the person's identifiers it was recorded. `carried`: a no, on one that was linked at the time."""
     purpose: str
     channel: str | None
     recipient: str | None
@@ -74,6 +83,10 @@ class Explanation(msgspec.Struct, frozen=True):
     assessment: str | None
     human_contact: str | None
     """Who reviews a significant automated decision (GDPR Art. 22(3))."""
+    conflict_rule: Conflict | None
+    """How the purpose chooses where linked identifiers differ; `rule` begins with `conflict:` where that decided."""
+    identifiers: int
+    """How many identifiers the person has now, groups and guardians included."""
     record: ExplainedRecord | None
     """The record that decided."""
     considered: list[ExplainedRecord]
@@ -108,6 +121,8 @@ class SubjectBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whose state is meant."""
 
     subject: Subject
+    proof: Annotated[str, Meta(max_length=MAX_PROOF)] | None = None
+    """A device's secret token, where a publishable key asks for it."""
 
 
 class HistoryBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -115,7 +130,7 @@ class HistoryBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     subject: Subject
     after: Annotated[int, Meta(ge=0, le=2**53)] = 0
-    """Sequence number of the last event already seen."""
+    """What the page before gave as `next`."""
     limit: Annotated[int, Meta(ge=1, le=1000)] = 100
 
 
@@ -132,7 +147,7 @@ class PurposeState(msgspec.Struct, frozen=True):
     record: UUID | None
 
 
-class SubjectState(msgspec.Struct, frozen=True):
+class SubjectState(msgspec.Struct, frozen=True, kw_only=True):
     """Where the person stands on everything."""
 
     subject: Subject
@@ -140,13 +155,17 @@ class SubjectState(msgspec.Struct, frozen=True):
     as_of: Moment
     policy: int
     states: list[PurposeState]
+    identifiers: list[LinkedIdentifier]
 
 
-class HistoryEvent(msgspec.Struct, frozen=True):
+class HistoryEvent(msgspec.Struct, frozen=True, kw_only=True):
     """One event as it was recorded."""
 
     index: int
+    strand: int
+    """Which of the identifier's tenures; counted from 1."""
     sequence: int
+    """Place within the strand, from 1, without gaps."""
     event: Annotated[msgspec.Raw, Meta(extra_json_schema={"$ref": "#/components/schemas/Event"})]
     """As it was written, byte for byte."""
 

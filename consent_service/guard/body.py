@@ -8,6 +8,7 @@ from consent_service.errors import Malformed, TooLarge, WrongMediaType
 from consent_service.guard.operations import Operation
 
 MAX_DEPTH = 32
+_FORM = b"application/x-www-form-urlencoded"
 _BOM = b"\xef\xbb\xbf"
 _MAX_LENGTH_DIGITS = 15
 _NO_MARKS = bytes(set(range(256)) - set(b'[]{}"'))
@@ -45,9 +46,12 @@ def demand_acceptable(operation: Operation, headers: Mapping[bytes, bytes], leng
     if operation.body is None:
         if length != 0:
             raise WrongMediaType("This call takes no body. Send none.")
+    elif operation.form:
+        if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != _FORM:
+            raise WrongMediaType("A form is read here. Send `Content-Type: application/x-www-form-urlencoded`.")
     elif not _is_json(headers.get(b"content-type", b"")):
         raise WrongMediaType
-    elif length is not None and length > operation.max_body:
+    if operation.body is not None and length is not None and length > operation.max_body:
         raise too_large(operation.max_body)
 
 

@@ -28,7 +28,7 @@ from consent_service.guard.limits import Limits
 from consent_service.guard.operations import Operation, Place, Table, demand_readable
 from consent_service.guard.refusals import failure, kind_of
 
-MAX_TOKEN = 1_024
+MAX_TOKEN = 8_192
 """Bytes of a credential, checked before anything else looks at it."""
 _BEARER = b"bearer "
 _PREFLIGHT = (

@@ -29,12 +29,16 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     answer: type | None = None
     media_type: str = "application/json"
     status: int = 200
+    pending: bool = False
+    """May answer 202 first: somebody else has to agree."""
     errors: frozenset[int] = frozenset()
     """Statuses of errors beyond those that every operation has."""
     keyed: bool = False
     """Takes an idempotency key."""
     max_body: int = 65_536
     """Bytes."""
+    form: bool = False
+    """Takes a form instead of JSON, because a standard says so."""
     browser: bool = False
     """Usable with a publishable key from a browser on another site."""
 

@@ -35,6 +35,7 @@ KINDS: dict[type[ConsentError], _Kind] = {
     errors.NotAllowed: _Kind(405, "not-allowed"),
     errors.TooSlow: _Kind(408, "too-slow"),
     errors.RevisionAhead: _Kind(409, "revision-ahead"),
+    errors.Taken: _Kind(409, "taken"),
     errors.TooLarge: _Kind(413, "too-large"),
     errors.WrongMediaType: _Kind(415, "wrong-media-type"),
     errors.Invalid: _Kind(422, "invalid"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 Finding = tuple[str, str]
+
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 EEA = frozenset({
     "AT", "BE", "BG", "CY", "CZ", "DE", "DK", "EE", "ES", "FI", "FR", "GR", "HR", "HU", "IE", "IS", "IT", "LI", "LT",
@@ -189,6 +192,42 @@ def tenant_is_known(policy: Policy) -> Iterator[FieldError]:
         known = ", ".join(policy.jurisdictions) or "none"
         detail = f"is {country}; write jurisdictions/{country}.toml or name one that there is ({known})"
         yield FieldError("tenant.toml#/jurisdiction", detail)
+
+
+def issuers_are_safe(policy: Policy) -> Iterator[FieldError]:
+    """RFC 8725, section 3: keys come over a channel that vouches for the issuer, and each token means one thing."""
+    seen: set[tuple[str, str]] = set()
+    for place, issuer in enumerate(policy.tenant.issuers):
+        here = f"tenant.toml#/issuers/{place}"
+        for key, address in (("issuer", issuer.issuer), ("jwks_uri", issuer.jwks_uri)):
+            if not address.startswith("https://") and urlsplit(address).hostname not in LOOPBACK:
+                yield FieldError(f"{here}/{key}", f"is {address}; write https, because http is for loopback only")
+        if (issuer.issuer, issuer.audience) in seen:
+            yield FieldError(f"{here}/audience", "stands twice for this issuer; give each kind of caller its own")
+        seen.add((issuer.issuer, issuer.audience))
+
+
+def issuers_fit_their_kind(policy: Policy) -> Iterator[FieldError]:
+    """What a token may carry belongs to whose tokens they are."""
+    for place, issuer in enumerate(policy.tenant.issuers):
+        here = f"tenant.toml#/issuers/{place}"
+        fitting = {"login": {"clients"}, "service": {"scopes"}, "officer": {"roles", "assurance"}}
+        for key in ("clients", "scopes", "roles", "assurance"):
+            if getattr(issuer, key) and key not in fitting[issuer.kind]:
+                yield FieldError(f"{here}/{key}", f"means nothing for the kind `{issuer.kind}`; leave it out")
+        if issuer.kind == "service" and not issuer.scopes:
+            yield FieldError(
+                f"{here}/scopes", 'is empty, so no machine could do anything; add e.g. `scopes = ["check"]`'
+            )
+        if issuer.kind == "officer" and not issuer.roles:
+            yield FieldError(f"{here}/roles", 'is empty, so nobody has a role; add e.g. `roles.dpo = "approver"`')
+        for role, assurance in issuer.assurance.items():
+            if issuer.kind == "officer" and role not in issuer.roles.values():
+                yield FieldError(f"{here}/assurance/{role}", "is a role that nobody can get; leave it out")
+            if not assurance.acr and not assurance.amr:
+                yield FieldError(
+                    f"{here}/assurance/{role}", 'demands nothing; add e.g. `amr = ["mfa"]`, or leave it out'
+                )
 
 
 def languages_differ(policy: Policy) -> Iterator[FieldError]:
@@ -379,6 +418,8 @@ PURPOSE_RULES: tuple[Callable[[Purpose], Iterable[Finding]], ...] = (
 )
 
 PRESENT_RULES: tuple[Callable[[Policy], Iterable[FieldError]], ...] = (
+    issuers_are_safe,
+    issuers_fit_their_kind,
     languages_differ,
     texts_are_complete,
     prose_is_complete,

@@ -16,12 +16,15 @@ from typing import Annotated, Any, Literal, get_args
 import msgspec
 from msgspec import Meta
 
+from consent_service.auth import Role, Scope
+
 Channel = Literal["web", "app", "email", "phone", "push", "voice", "device", "shop"]
 Method = Literal[
     "banner_button", "preference_page", "form", "double_opt_in", "phone_script", "paper_form", "voice_script",
     "shop_terminal", "device_setup", "api", "import", "signal",
 ]  # fmt: skip
 Grade = Literal["imported", "anonymous_device", "signed_link", "service_attested", "login"]
+Conflict = Literal["strictest", "latest_explicit", "account_wins"]
 Basis = Literal["consent", "contract", "legal_obligation", "vital_interests", "public_task", "legitimate_interest"]
 
 CHANNELS: tuple[Channel, ...] = get_args(Channel)
@@ -219,7 +222,10 @@ class Purpose(Declared, frozen=True, kw_only=True):
     age: AgeRule | None = None
     required_notice: dict[Slug, Annotated[int, Meta(ge=1)]] = {}
     """Lowest version of a notice that a consent may rest on, by notice."""
-    conflict: Literal["strictest", "latest_explicit", "account_wins"] = "strictest"
+    conflict: Conflict = "strictest"
+    """What counts where linked identifiers differ. A no always counts where it is later, or its evidence stronger.
+    Of an earlier no and a yes from before the link: `strictest` leaves it open and denies; `latest_explicit` takes an
+    express yes; `account_wins` takes what the account said. What is said once they are linked counts under each."""
     on_outage: OnOutage = OnOutage()
     parent: Slug | None = None
     inherits_consent: bool = False
@@ -319,6 +325,49 @@ class Jurisdiction(Declared, frozen=True, kw_only=True):
     """Longest life of a consent for a channel, where the country sets one."""
 
 
+class Assurance(Declared, frozen=True, kw_only=True):
+    """How an officer must have logged in (OpenID Connect Core, section 2)."""
+
+    acr: tuple[str, ...] = ()
+    """Any one of these; none given: any will do."""
+    amr: tuple[str, ...] = ()
+    """All of these, e.g. `mfa` (RFC 8176)."""
+
+
+class Issuer(Declared, frozen=True, kw_only=True):
+    """An OpenID provider or authorisation server whose tokens the tenant accepts, and what for.
+
+    All that decides is fixed here: nothing is taken from a token's own header but the name of a key.
+    """
+
+    issuer: Annotated[str, Meta(pattern=r"^https?://[^\s|]+$(?!\n)", max_length=150)]
+    """`iss`, compared exactly. `http` is for loopback only."""
+    kind: Literal["login", "service", "officer"]
+    """Whose tokens: the tenant's customers, its machines (client credentials), or its officers."""
+    audience: Annotated[str, Meta(min_length=1, max_length=200)]
+    """`aud` of access tokens for this service (RFC 9068). Two tenants never share issuer and audience."""
+    clients: tuple[Annotated[str, Meta(min_length=1, max_length=200)], ...] = ()
+    """`aud` of the ID tokens by which a person links a device: the tenant's own client ids."""
+    jwks_uri: Annotated[str, Meta(pattern=r"^https?://[^\s]+$(?!\n)", max_length=300)]
+    algorithms: Annotated[
+        tuple[Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"], ...],
+        Meta(min_length=1),
+    ] = ("RS256",)
+    max_lifetime: Duration = Duration(seconds=86_400)
+    """Longest time from `iat` to `exp`."""
+    scopes: tuple[Scope, ...] = ()
+    """The most that a machine's token may carry."""
+    roles_claim: Annotated[str, Meta(min_length=1, max_length=64)] = "roles"
+    """The claim that holds an officer's roles: a list of texts."""
+    roles: dict[str, Role] = {}
+    """Which text stands for which role."""
+    assurance: dict[Role, Assurance] = {}
+    origins: tuple[Annotated[str, Meta(pattern=r"^https?://[a-z0-9.:\[\]-]+$(?!\n)", max_length=255)], ...] = ()
+    """Web origins (scheme, host, port, exactly) from which a browser may use the tokens."""
+    rate: Annotated[int, Meta(ge=1)] | None = None
+    """Requests per second of one bearer; unset: no limit."""
+
+
 class Tenant(Declared, frozen=True, kw_only=True):
     """The controller and its place: `tenant.toml`."""
 
@@ -326,6 +375,11 @@ class Tenant(Declared, frozen=True, kw_only=True):
     controller: Party
     jurisdiction: Country
     languages: Annotated[tuple[Language, ...], Meta(min_length=1)]
+    issuers: tuple[Issuer, ...] = ()
+    shared: tuple[Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]*$(?!\n)", max_length=32)], ...] = ("asset",)
+    """Namespaces of things that change hands: whoever has one next inherits nothing of what was said before."""
+    cookie_domain: Annotated[str, Meta(pattern=r"^[a-z0-9.-]+$(?!\n)", max_length=253)] | None = None
+    """The site on whose pages a device's token may live in a first-party cookie."""
 
 
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, dict=True):
@@ -386,3 +440,11 @@ _POLICY = msgspec.json.Decoder(Policy, dec_hook=dec_hook)
 def decode_policy(raw: bytes) -> Policy:
     """The policy that `canonical` wrote."""
     return _POLICY.decode(raw)
+
+
+_ISSUERS = msgspec.json.Decoder(tuple[Issuer, ...], dec_hook=dec_hook)
+
+
+def decode_issuers(raw: bytes) -> tuple[Issuer, ...]:
+    """Issuers that `canonical` wrote."""
+    return _ISSUERS.decode(raw)

@@ -49,7 +49,11 @@ def _tenant(old: Policy | None, new: Policy) -> Iterator[Change]:
         text = f"tenant {old.tenant.id}: {_generic(field, old.tenant, new.tenant)}"
         if field == "id":
             text = f'tenant {old.tenant.id} keeps its id for ever; write `id = "{old.tenant.id}"` or make a new tenant'
-        yield Change(kind="changed", what="tenant", text=text, refused=field == "id")
+        refused = field == "id"
+        if field == "shared" and (gone := [name for name in old.tenant.shared if name not in new.tenant.shared]):
+            refused = True  # what was said in earlier tenures would speak for whoever has the thing now
+            text = f"tenant {old.tenant.id}: {', '.join(gone)} stays a namespace of things that change hands; keep it"
+        yield Change(kind="changed", what="tenant", text=text, refused=refused)
 
 
 def _jurisdictions(old: Policy | None, new: Policy) -> Iterator[Change]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import NamedTuple
 
 import msgspec
 
 from consent_service import db
 from consent_service.errors import NotFound
-from consent_service.policies.model import Policy, canonical, decode_policy
+from consent_service.policies.model import Issuer, Policy, canonical, decode_issuers, decode_policy
 
 
 class PolicyRow(msgspec.Struct, frozen=True):
@@ -21,6 +22,20 @@ class PolicyRow(msgspec.Struct, frozen=True):
     applied_at: datetime
 
 
+class IssuersRow(msgspec.Struct, frozen=True):
+    """A tenant and its issuers."""
+
+    log_id: int
+    issuers: bytes
+
+
+class Trust(NamedTuple):
+    """One issuer that one tenant trusts."""
+
+    log_id: int
+    issuer: Issuer
+
+
 class Touched(msgspec.Struct, frozen=True):
     """How many identifiers have a record for some purposes."""
 
@@ -29,6 +44,7 @@ class Touched(msgspec.Struct, frozen=True):
 
 _READ = db.one("policies", "read_policy", PolicyRow)
 _ACTIVATE = db.execute("policies", "activate_policy")
+_READ_ISSUERS = db.many("policies", "read_issuers", IssuersRow)
 _COUNT = db.one("policies", "count_subjects", Touched)
 
 
@@ -60,7 +76,14 @@ async def activate(connection: db.Connection, log_id: int, version: int, policy:
         connection, log_id, version, policy.hash, canonical(policy), now,
         [notice.id for notice in notices], [notice.version for notice in notices],
         [notice.hash for notice in notices], [canonical(notice) for notice in notices],
+        canonical(policy.tenant.issuers),
     )  # fmt: skip
+
+
+async def read_issuers(connection: db.Connection) -> list[Trust]:
+    """The issuers of all tenants' policies in force; a small table, read whole."""
+    rows = await _READ_ISSUERS(connection)
+    return [Trust(row.log_id, issuer) for row in rows for issuer in decode_issuers(row.issuers)]
 
 
 async def count_subjects(connection: db.Connection, log_id: int, purposes: Sequence[str]) -> int:

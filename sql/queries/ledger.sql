@@ -13,16 +13,15 @@ FROM ledger_head
 WHERE log_id = $1;
 
 -- name: add_tenant :one
--- A new tenant with its empty ledger; nothing where the slug is taken.
-WITH made AS (
-    INSERT INTO tenant (log_id, slug)
-    SELECT coalesce(max(log_id), 0) + 1, $1 FROM tenant
-    ON CONFLICT (slug) DO NOTHING
-    RETURNING log_id
-), head AS (
-    INSERT INTO ledger_head (log_id) SELECT log_id FROM made
-)
-SELECT log_id FROM made;
+-- A new tenant; nothing where the slug is taken.
+INSERT INTO tenant (log_id, slug)
+SELECT coalesce(max(log_id), 0) + 1, $1 FROM tenant
+ON CONFLICT (slug) DO NOTHING
+RETURNING log_id;
+
+-- name: add_head :exec
+-- Its empty ledger, once.
+INSERT INTO ledger_head (log_id) VALUES ($1) ON CONFLICT (log_id) DO NOTHING;
 
 -- name: read_tenant :one
 SELECT log_id FROM tenant WHERE slug = $1;

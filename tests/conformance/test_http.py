@@ -153,9 +153,12 @@ async def test_foreign_pages_write_nothing(live: Live, key: str, origin: bytes) 
 
 
 async def test_the_own_page_writes(live: Live) -> None:
-    subject = {**somebody(), "type": "device"}
+    publishable = {"Authorization": f"Bearer {live.service.keys['publishable']}"}
+    minted = (await live.http.post("/v1/devices", json={}, headers=publishable)).json()
+    subject = minted["identifier"]
+    body = json.dumps({**json.loads(raw(subject)), "proof": minted["token"]}).encode()
     origin = b"Origin: " + live.service.url.encode()
-    heard = await talk(live.service.port, request(live.service, raw(subject), JSON, origin, key="publishable"))
+    heard = await talk(live.service.port, request(live.service, body, JSON, origin, key="publishable"))
     assert heard.statuses == [201]
     assert b"access-control-allow-origin: " + live.service.url.encode() in heard.raw.lower()
     assert len(await live.events(subject)) == 1

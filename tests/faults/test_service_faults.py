@@ -31,6 +31,7 @@ from consent_service.consents import write
 from consent_service.consents.prepare import Act
 from consent_service.guard import Guard
 from consent_service.ledger import Batcher
+from consent_service.vault import Place, Vault
 from faults.conftest import (
     Client,
     Demo,
@@ -228,14 +229,16 @@ async def ledger(demo: Demo) -> SimpleNamespace:
     connection = await asyncpg.connect(demo.database_url())
     try:
         events = await connection.fetch(
-            "SELECT idx, event, identifier, sequence, recorded_at, payload FROM consent_event ORDER BY idx"
+            """SELECT log_id, idx, event, identifier, tenure, sequence, recorded_at, payload, key
+               FROM consent_event JOIN strand USING (log_id, identifier, tenure) ORDER BY idx"""
         )
         head = await connection.fetchrow("SELECT size, recorded_at FROM ledger_head")
         kept = await connection.fetchval("SELECT count(*) FROM idempotency")
-        counted = dict(await connection.fetch("SELECT identifier, events FROM identifier"))
+        counted = dict(await connection.fetch("SELECT identifier, events FROM strand"))
     finally:
         await connection.close()
-    return SimpleNamespace(events=events, head=head, kept=kept, counted=counted)
+    vault = Vault((demo.data / "secret").read_text().strip().encode())
+    return SimpleNamespace(events=events, head=head, kept=kept, counted=counted, vault=vault)
 
 
 def assert_whole(found: SimpleNamespace) -> None:
@@ -253,7 +256,11 @@ def assert_whole(found: SimpleNamespace) -> None:
 
 
 def times_recorded(found: SimpleNamespace) -> Counter[str]:
-    return Counter(msgspec.json.decode(row["payload"])["evidence"]["n"] for row in found.events)
+    def said(row: Any) -> str:
+        key = found.vault.open(Place(row["log_id"], row["identifier"], row["tenure"]), row["key"])
+        return str(msgspec.json.decode(key.open(row["event"].bytes, row["payload"]))["evidence"]["n"])
+
+    return Counter(map(said, found.events))
 
 
 async def torment_and_compare(place: Path, kills: int, seed: int) -> dict[str, Any]:
@@ -288,13 +295,13 @@ async def torment_and_compare(place: Path, kills: int, seed: int) -> dict[str, A
     return {"kills": kills, "acts": len(load.acknowledged), "retries": load.retries, "seconds": round(took, 1)}
 
 
-async def test_twenty_kills_under_load_lose_nothing_and_double_nothing(place: Path):
-    print(await torment_and_compare(place, 20, seed=20))  # noqa: T201 -- the figures, with -s
+async def test_kills_under_load_lose_nothing_and_double_nothing(place: Path):
+    print(await torment_and_compare(place, 8, seed=20))  # noqa: T201 -- the figures, with -s
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [21, 22])
-async def test_twenty_other_kills_under_load_lose_nothing_and_double_nothing(place: Path, seed: int):
+async def test_twenty_kills_under_load_lose_nothing_and_double_nothing(place: Path, seed: int):
     print(await torment_and_compare(place, 20, seed))  # noqa: T201
 
 
@@ -557,7 +564,7 @@ async def test_connections_that_stay_frozen_are_given_up(settings: Any, database
             await asyncio.gather(*(made.act(person, f"warm-{n}") for n in range(4)))
             await asyncio.gather(*(made.tenant.check(person, "marketing.email") for _ in range(20)))
             made.proxy.abandon()
-            assert await soon(20, lambda: is_ready(made.tenant.http))
+            assert await soon(45, lambda: is_ready(made.tenant.http))  # one dead connection after the other
 
             async def is_recorded() -> bool:
                 return (await made.act(person, "later")).status_code == 201
@@ -653,13 +660,13 @@ async def test_a_poisoned_act_fails_alone(
 ):
     poisoned(monkeypatch, how)
     batches = []
-    commit = write._Ledger.commit
+    commit = write._Book.commit
 
     async def counted(self: Any, acts: Any) -> Any:
         batches.append(len(acts))
         return await commit(self, acts)
 
-    monkeypatch.setattr(write._Ledger, "commit", counted)
+    monkeypatch.setattr(write._Book, "commit", counted)
     who = [subject(f"{'poison' if n in bad else 'sound'}-{n}-{uuid.uuid4().hex}") for n in range(40)]
     record = {"purpose": "marketing.email", "status": "given"}
     assert (await tenant.record(record, subject=subject("warm"))).status_code == 201
@@ -670,7 +677,7 @@ async def test_a_poisoned_act_fails_alone(
     assert {answer.status_code for answer in answers} <= {201, 422}
     for n, one in enumerate(who):
         assert (await tenant.check(one, "marketing.email"))["allow"] is (n not in bad)
-    async with db.connection(tenant.services.pool) as connection:
+    async with db.connection(tenant.services.pool, tenant.log_id) as connection:
         rows = await connection.fetch("SELECT idx FROM consent_event WHERE log_id = $1 ORDER BY idx", tenant.log_id)
         size = await connection.fetchval("SELECT size FROM ledger_head WHERE log_id = $1", tenant.log_id)
     assert [row["idx"] for row in rows] == list(range(1 + 40 - len(bad))) == list(range(size))
@@ -682,7 +689,7 @@ async def test_a_conflict_is_tried_again_and_in_the_end_told(
     tenant: Any, person: Any, monkeypatch: pytest.MonkeyPatch, failures: int, status: int, error: type[Exception]
 ):
     left = failures
-    commit = write._Ledger.commit
+    commit = write._Book.commit
 
     async def conflicting(self: Any, acts: Any) -> Any:
         nonlocal left
@@ -691,7 +698,7 @@ async def test_a_conflict_is_tried_again_and_in_the_end_told(
             raise error
         return await commit(self, acts)
 
-    monkeypatch.setattr(write._Ledger, "commit", conflicting)
+    monkeypatch.setattr(write._Book, "commit", conflicting)
     monkeypatch.setattr("consent_service.ledger.batch._FIRST_PAUSE_S", 0.001)
     record = {"purpose": "marketing.email", "status": "given"}
     answers = await asyncio.gather(*(tenant.record(record, subject=person, id=f"n{n}") for n in range(3)))

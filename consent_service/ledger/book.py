@@ -1,0 +1,68 @@
+"""The ledgers that this process works with: what every reader and writer of a tenant needs, made once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager
+from typing import Generic, TypeVar
+
+from consent_service import db
+from consent_service.policies.store import Policies
+from consent_service.subjects import Hasher
+from consent_service.vault import Vault
+
+T = TypeVar("T")
+
+
+class Ledger:
+    """One tenant's ledger: how to reach it, and the keys to what it holds."""
+
+    def __init__(self, pool: db.Pool, policies: Policies, vault: Vault, hasher: Hasher, log_id: int) -> None:
+        self._pool = pool
+        self.policies = policies
+        self.vault = vault
+        self.hasher = hasher
+        self.log_id = log_id
+
+    def connection(self) -> AbstractAsyncContextManager[db.Connection]:
+        """A connection that sees this tenant's rows and no others."""
+        return db.connection(self._pool, self.log_id)
+
+
+class Ledgers:
+    """Every ledger, by its number."""
+
+    def __init__(self, pool: db.Pool, secret: bytes, policies: Policies | None = None) -> None:
+        self._pool = pool
+        self._secret = secret
+        self._policies = policies or Policies()
+        self._vault = Vault(secret)
+        self._made: dict[int, Ledger] = {}
+
+    def of(self, log_id: int) -> Ledger:
+        """The ledger of a tenant; the number comes from a credential and from nowhere else."""
+        ledger = self._made.get(log_id)
+        if ledger is None:
+            hasher = Hasher(self._secret, log_id)
+            ledger = self._made[log_id] = Ledger(self._pool, self._policies, self._vault, hasher, log_id)
+        return ledger
+
+
+class PerLedger(Generic[T]):
+    """Something that a room keeps for each ledger."""
+
+    def __init__(self, ledgers: Ledgers, make: Callable[[Ledger], T]) -> None:
+        self._ledgers = ledgers
+        self._make = make
+        self._made: dict[int, T] = {}
+
+    def of(self, log_id: int) -> T:
+        """That of one ledger."""
+        made = self._made.get(log_id)
+        if made is None:
+            made = self._made[log_id] = self._make(self._ledgers.of(log_id))
+        return made
+
+    def all(self) -> Iterable[T]:
+        """Those made so far."""
+        return self._made.values()

@@ -1,0 +1,130 @@
+"""What a data protection officer sees of links: open conflicts, and everything that happened to somebody's links."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from uuid import UUID
+
+import msgspec
+
+from consent_service import db, decode
+from consent_service.auth import Credential
+from consent_service.decisions import Ask, decide
+from consent_service.errors import Invalid
+from consent_service.ledger import Ledgers
+from consent_service.links.model import Conflict, Conflicts, ConflictsBody, LinkHistory, Links, LinksBody
+from consent_service.links.write import LinkRow
+from consent_service.subjects import id_errors
+from consent_service.tenures import Snapshot, names, read
+from consent_service.vault import Place
+
+_FIRST = UUID(int=0)
+_ENCODER = msgspec.json.Encoder()
+
+
+class ConflictRow(msgspec.Struct, frozen=True):
+    """A conflict as it was found."""
+
+    link: UUID
+    purpose: str
+    channel: str
+    opened_at: datetime
+    anchor: bytes
+
+
+class LastRow(msgspec.Struct, frozen=True):
+    """The last link of a page."""
+
+    link: UUID
+
+
+class EventRow(msgspec.Struct, frozen=True):
+    """What happened to a link."""
+
+    idx: int
+    event: UUID
+    link: UUID
+    kind: str
+    recorded_at: datetime
+    identifier: bytes
+    tenure: int
+    payload: bytes
+    key: bytes
+
+
+_READ_CONFLICTS = db.many("links", "read_conflicts", ConflictRow)
+_READ_LAST = db.one("links", "last_conflict", LastRow)
+_READ_EVENTS = db.many("links", "read_link_events", EventRow)
+_READ_LINKS = db.many("links", "read_links", LinkRow)
+
+
+class Conflicted:
+    """Reads about links, of all tenants."""
+
+    def __init__(self, ledgers: Ledgers) -> None:
+        self._ledgers = ledgers
+
+    async def conflicts(self, raw: bytes, credential: Credential) -> bytes:
+        """A page of open conflicts (`ConflictsBody` to `Conflicts`)."""
+        body = decode.body(raw, ConflictsBody)
+        ledger = self._ledgers.of(credential.log_id)
+        only = None
+        if body.subject is not None:
+            if errors := tuple(id_errors(body.subject.id, "/subject/id")):
+                raise Invalid("Some fields cannot be accepted.", errors)
+            only = ledger.hasher.identifier(body.subject)
+        after = body.after or _FIRST
+        async with ledger.connection() as connection:
+            rows = await _READ_CONFLICTS(connection, ledger.log_id, after, body.limit)
+            last = await _READ_LAST(connection, ledger.log_id, after, body.limit)
+        accounts = list({row.anchor for row in rows})
+        snapshot = await read(ledger, accounts, [False] * len(accounts))
+        found = [row for row in rows if _is_open(snapshot, row) and _concerns(snapshot, row, only)]
+        named = {one: await names(ledger, snapshot.of(one).members) for one in {row.anchor for row in found}}
+        return _ENCODER.encode(
+            Conflicts(
+                [
+                    Conflict(
+                        link=row.link, purpose=row.purpose, channel=row.channel, opened_at=row.opened_at,
+                        identifiers=named[row.anchor],
+                    )
+                    for row in found
+                ],
+                None if last is None else last.link,
+            )
+        )  # fmt: skip
+
+    async def links(self, raw: bytes, credential: Credential) -> bytes:
+        """Every link that an identifier ever took part in (`LinksBody` to `Links`)."""
+        body = decode.body(raw, LinksBody)
+        if errors := tuple(id_errors(body.subject.id, "/subject/id")):
+            raise Invalid("Some fields cannot be accepted.", errors)
+        ledger = self._ledgers.of(credential.log_id)
+        async with ledger.connection() as connection:
+            rows = await _READ_LINKS(connection, ledger.log_id, [ledger.hasher.identifier(body.subject)])
+            events = await _READ_EVENTS(connection, ledger.log_id, [row.link for row in rows])
+        told: dict[UUID, list[msgspec.Raw]] = {}
+        for event in events:
+            key = ledger.vault.open(Place(ledger.log_id, event.identifier, event.tenure), event.key)
+            told.setdefault(event.link, []).append(msgspec.Raw(key.open(event.event.bytes, event.payload)))
+        return _ENCODER.encode(
+            Links([
+                LinkHistory(
+                    link=row.link, kind=row.kind, since=row.began_at, until=row.until, ended_at=row.ended_at,
+                    annulled_at=row.annulled_at, events=told.get(row.link, []),
+                )
+                for row in rows
+            ])
+        )  # fmt: skip
+
+
+def _is_open(snapshot: Snapshot, row: ConflictRow) -> bool:
+    if row.purpose not in snapshot.policy.purposes:
+        return False
+    who = snapshot.of(row.anchor)
+    ask = Ask(row.purpose, row.channel)
+    return decide(snapshot.policy, who.states, ask, snapshot.head.now, who.ties).reason == "conflict_open"
+
+
+def _concerns(snapshot: Snapshot, row: ConflictRow, only: bytes | None) -> bool:
+    return only is None or any(member.member == only for member in snapshot.of(row.anchor).members)

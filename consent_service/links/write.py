@@ -1,0 +1,329 @@
+"""Making, ending and annulling links. Each is one entry of the ledger, written while its head is held."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any, Literal
+from uuid import UUID
+
+import msgspec
+
+from consent_service import db, decode, ids, revocations
+from consent_service.auth import Credential
+from consent_service.decisions import Ask, decide
+from consent_service.errors import Forbidden, NotFound, Taken
+from consent_service.ledger import Head, Ledger, Ledgers, Revision, lock_head, read_head
+from consent_service.links.model import (
+    AnnulBody,
+    Challenge,
+    ChallengeBody,
+    EndBody,
+    LinkBody,
+    Linked,
+    LinkEvent,
+    LinkKind,
+    OpenConflict,
+)
+from consent_service.links.proof import CHALLENGE_S, Challenges, Claim, Prover
+from consent_service.policies import GRADES, Policy
+from consent_service.subjects import Subject
+from consent_service.tenures import find, person
+from consent_service.vault import Place, StrandKey
+
+MAX_LINKS = 64
+"""How many identifiers may be linked to one account at a time, and to how many groups or guardians one may belong."""
+_TICK = timedelta(microseconds=1)
+_ENCODER = msgspec.json.Encoder()
+_PAYLOAD = msgspec.json.Encoder(order="sorted")
+
+
+class LinkRow(msgspec.Struct, frozen=True):
+    """A row of `link`."""
+
+    link: UUID
+    kind: LinkKind
+    identifier: bytes
+    anchor: bytes
+    tenure: int
+    base: int
+    shared: bool
+    grade: int
+    began_at: datetime
+    until: datetime | None
+    ended_at: datetime | None
+    annulled_at: datetime | None
+    annul_asked: str | None
+
+    def is_active(self, now: datetime) -> bool:
+        """Whether it holds at a moment."""
+        return self.ended_at is None and self.annulled_at is None and (self.until is None or self.until > now)
+
+
+class StrandRow(msgspec.Struct, frozen=True):
+    """The current strand of an identifier."""
+
+    tenure: int
+    namespace: str
+    key: bytes
+    value: bytes
+
+
+_READ_LINKS = db.many("links", "read_links", LinkRow)
+_READ_LINK = db.one("links", "read_link", LinkRow)
+_READ_STRAND = db.one("links", "read_strand", StrandRow)
+_ADD_STRAND = db.execute("links", "add_strand")
+_ADD_LINK = db.execute("links", "add_link")
+_END_LINK = db.execute("links", "end_link")
+_ASK_ANNULMENT = db.execute("links", "ask_annulment")
+_ANNUL_LINK = db.execute("links", "annul_link")
+_ADD_EVENT = db.execute("links", "add_link_event")
+_ADD_CONFLICTS = db.execute("links", "add_conflicts")
+
+
+class Linker:
+    """Links, of all tenants."""
+
+    def __init__(self, ledgers: Ledgers, prover: Prover, challenges: Challenges) -> None:
+        self._ledgers = ledgers
+        self._prover = prover
+        self._challenges = challenges
+
+    async def challenge(self, raw: bytes, credential: Credential) -> bytes:
+        """What a log-in must carry to prove a link (`ChallengeBody` to `Challenge`)."""
+        body = decode.body(raw, ChallengeBody)
+        self._prover.demand_possession(credential, body.identifier, body.proof)
+        nonce, expires_at = self._challenges.give(credential.log_id, body.identifier)
+        return _ENCODER.encode(Challenge(nonce, expires_at))
+
+    async def link(self, raw: bytes, credential: Credential) -> bytes:
+        """Link an identifier (`LinkBody` to `Linked`); the link that there is already is answered as it stands.
+
+        Raises:
+            Taken: it is linked to another account, or the two cannot be linked as others are linked to them.
+            Invalid, Forbidden, Unauthenticated, Unavailable: see there.
+        """
+        body = decode.body(raw, LinkBody, unique=True)
+        ledger = self._ledgers.of(credential.log_id)
+        async with ledger.connection() as connection:
+            head = await read_head(connection, ledger.log_id)
+            policy = await ledger.policies.get(connection, ledger.log_id, head.policy)
+        claim = await self._prover.prove(policy, credential, body)
+        async with ledger.connection() as connection, connection.transaction():
+            change = await _Change.begin(ledger, connection, credential)
+            return _ENCODER.encode(await change.link(claim, body))
+
+    async def end(self, raw: bytes, credential: Credential, link: str) -> bytes:
+        """End a link (`EndBody` to `Linked`): what was permitted through it stops; a no keeps holding."""
+        body = decode.body(raw, EndBody)
+        ledger = self._ledgers.of(credential.log_id)
+        async with ledger.connection() as connection, connection.transaction():
+            change = await _Change.begin(ledger, connection, credential)
+            row = await change.read(link)
+            if credential.kind == "person":  # whose lost telephone cannot prove anything
+                if await change.name(row.anchor) != Subject("login", credential.login):
+                    raise NotFound("There is no such link.")
+            elif "links" not in credential.scopes or credential.kind == "publishable":
+                self._prover.demand_possession(credential, await change.name(row.identifier), body.proof)
+            if row.is_active(change.now):
+                await _END_LINK(connection, ledger.log_id, row.link, change.now)
+                row = msgspec.structs.replace(row, ended_at=change.now)
+                await change.note(row, "ended")
+            return _ENCODER.encode(await change.answer(row, []))
+
+    async def annul(self, raw: bytes, credential: Credential, link: str) -> tuple[int, bytes]:
+        """Annul a link as false (`AnnulBody` to `Linked`): 202 once one officer asks, 200 when another agrees."""
+        body = decode.body(raw, AnnulBody)
+        ledger = self._ledgers.of(credential.log_id)
+        if credential.kind != "officer":
+            raise Forbidden("Only officers annul links; whoever made one can end it.")
+        async with ledger.connection() as connection, connection.transaction():
+            change = await _Change.begin(ledger, connection, credential)
+            row = await change.read(link)
+            if row.annulled_at is None and row.annul_asked in (None, credential.id):
+                if row.annul_asked is None:
+                    await _ASK_ANNULMENT(connection, ledger.log_id, row.link, credential.id)
+                    row = msgspec.structs.replace(row, annul_asked=credential.id)
+                    await change.note(row, "annulment_asked", reason=body.reason)
+                return 202, _ENCODER.encode(await change.answer(row, []))
+            if row.annulled_at is None:
+                await _ANNUL_LINK(connection, ledger.log_id, row.link, change.now)
+                row = msgspec.structs.replace(row, annulled_at=change.now)
+                await change.note(row, "annulled", reason=body.reason)
+            return 200, _ENCODER.encode(await change.answer(row, []))
+
+
+class _Change:
+    """One transaction that holds the head."""
+
+    def __init__(
+        self, ledger: Ledger, connection: db.Connection, credential: Credential, head: Head, policy: Policy
+    ) -> None:
+        self.ledger = ledger
+        self.connection = connection
+        self.credential = credential
+        self.policy = policy
+        self.revision = head.revision
+        self.epoch = head.epoch
+        self.size = head.size
+        self.now = head.now + _TICK
+        """Later than whatever was recorded, so that it can be told what was recorded before a link."""
+
+    @classmethod
+    async def begin(cls, ledger: Ledger, connection: db.Connection, credential: Credential) -> _Change:
+        """Takes the head."""
+        head = await lock_head(connection, ledger.log_id)
+        policy = await ledger.policies.get(connection, ledger.log_id, head.policy)
+        return cls(ledger, connection, credential, head, policy)
+
+    async def read(self, link: str) -> LinkRow:
+        """A link by the id in an address."""
+        try:
+            row = await _READ_LINK(self.connection, self.ledger.log_id, UUID(link))
+        except ValueError:
+            row = None
+        if row is None:
+            raise NotFound("There is no such link.")
+        return row
+
+    async def link(self, claim: Claim, body: LinkBody) -> Linked:
+        """Makes a link that was proved, unless it is there."""
+        log_id, hasher = self.ledger.log_id, self.ledger.hasher
+        identifier, anchor = hasher.identifier(claim.identifier), hasher.identifier(claim.anchor)
+        rows = await _READ_LINKS(self.connection, log_id, [identifier, anchor])
+        active = [row for row in rows if row.is_active(self.now)]
+        before = next((row for row in active if _is_same(row, claim.kind, identifier, anchor)), None)
+        if before is not None and before.until == claim.until:
+            return await self.answer(before, [])
+        for row in active:
+            if row.kind == claim.kind == "identity" and row.identifier == identifier and row is not before:
+                if not body.replace:
+                    raise Taken("The identifier is linked to another account. End that link, or send `replace`.")
+                before = row
+        if claim.kind == "identity":
+            self._demand_flat(active, identifier, anchor)
+        self._demand_room(active, claim.kind, identifier, anchor)
+        if claim.nonce is not None:
+            await self._use_once(claim.nonce)
+        if before is not None:  # another end, or another account
+            await _END_LINK(self.connection, log_id, before.link, self.now)
+            await self.note(msgspec.structs.replace(before, ended_at=self.now), "ended")
+            self.now += _TICK
+        return await self._make(claim, body, identifier, anchor, rows)
+
+    async def _make(
+        self, claim: Claim, body: LinkBody, identifier: bytes, anchor: bytes, rows: Sequence[LinkRow]
+    ) -> Linked:
+        log_id = self.ledger.log_id
+        mine = [r.tenure for r in rows if r.kind == "identity" and r.identifier == identifier and r.annulled_at is None]
+        tenure = await self._strand(claim.identifier, identifier, new=claim.kind == "identity")
+        await self._strand(claim.anchor, anchor, new=False)
+        row = LinkRow(
+            link=ids.event_id(), kind=claim.kind, identifier=identifier, anchor=anchor,
+            tenure=tenure if claim.kind == "identity" else 0, base=max(mine, default=0),
+            shared=claim.identifier.type in self.policy.tenant.shared, grade=claim.grade, began_at=self.now,
+            until=claim.until, ended_at=None, annulled_at=None, annul_asked=None,
+        )  # fmt: skip
+        await _ADD_LINK(
+            self.connection, log_id, row.link, row.kind, identifier, anchor, row.tenure, row.base, row.shared,
+            row.grade, row.began_at, row.until,
+        )  # fmt: skip
+        await self.note(row, "linked", evidence=body.evidence)
+        conflicts = await self._conflicts(anchor) if claim.kind == "identity" else []
+        if conflicts:
+            purposes, channels = [c.purpose for c in conflicts], [c.channel for c in conflicts]
+            await _ADD_CONFLICTS(self.connection, log_id, row.link, purposes, channels, self.now)
+        return await self.answer(row, conflicts)
+
+    def _demand_flat(self, active: Sequence[LinkRow], identifier: bytes, anchor: bytes) -> None:
+        """An account is linked to nothing, and what is linked to an account is none: nothing is linked in chains."""
+        links = [row for row in active if row.kind == "identity"]
+        if any(row.anchor == identifier for row in links):
+            raise Taken("The identifier is an account that others are linked to. Link those to the new account.")
+        if any(row.identifier == anchor for row in links):
+            raise Taken("The account is itself linked to another one. Link to that one.")
+
+    def _demand_room(self, active: Sequence[LinkRow], kind: LinkKind, identifier: bytes, anchor: bytes) -> None:
+        same = [row for row in active if row.kind == kind]
+        crowd = [r for r in same if (r.anchor == anchor if kind == "identity" else r.identifier == identifier)]
+        if len(crowd) >= MAX_LINKS:
+            raise Taken(f"There are {MAX_LINKS} such links already. End one that is no longer true.")
+
+    async def _use_once(self, nonce: str) -> None:
+        what = self.ledger.hasher.once("nonce", nonce)
+        expires_at = self.now + timedelta(seconds=CHALLENGE_S)
+        if not await revocations.use_once(self.connection, self.ledger, what, expires_at):
+            raise Forbidden("This challenge was answered before. Begin again at /v1/links/challenge.")
+
+    async def _strand(self, subject: Subject, identifier: bytes, *, new: bool) -> int:
+        """The strand in which an identifier is from now on; made where it is `new` or there is none."""
+        current = await _READ_STRAND(self.connection, self.ledger.log_id, identifier)
+        if current is not None and not new:
+            return current.tenure
+        tenure = 1 if current is None else current.tenure + 1
+        key = self.ledger.vault.make(Place(self.ledger.log_id, identifier, tenure))
+        value = key.seal(b"value", subject.id.encode())
+        await _ADD_STRAND(self.connection, self.ledger.log_id, identifier, tenure, subject.type, key.wrapped, value)
+        return tenure
+
+    async def _conflicts(self, account: bytes) -> list[OpenConflict]:
+        _, members, standing = await find(self.connection, self.ledger.log_id, [account], [False])
+        who = person(members[account], standing)
+        return [
+            OpenConflict(purpose.id, channel)
+            for purpose in self.policy.purposes.values()
+            for channel in purpose.channels
+            if decide(self.policy, who.states, Ask(purpose.id, channel), self.now, who.ties).reason == "conflict_open"
+        ]
+
+    async def note(
+        self,
+        row: LinkRow,
+        change: Literal["linked", "ended", "annulment_asked", "annulled"],
+        *,
+        evidence: dict[str, Any] | None = None,
+        reason: str | None = None,
+    ) -> None:
+        """Writes the entry of the ledger, sealed by the identifier's current strand."""
+        strand, key = await self._key(row.identifier)
+        event = ids.event_id()
+        payload = LinkEvent(
+            event=event, recorded_at=self.now, link=row.link, change=change, kind=row.kind,
+            identifier=_named(strand, key), anchor=await self.name(row.anchor), grade=GRADES[row.grade],
+            until=row.until, evidence=evidence, reason=reason, credential=self.credential.id,
+        )  # fmt: skip
+        await _ADD_EVENT(
+            self.connection, self.ledger.log_id, self.size, event, row.link, change, self.credential.id, self.now,
+            row.identifier, strand.tenure, key.seal(event.bytes, _PAYLOAD.encode(payload)),
+        )  # fmt: skip
+        self.size += 1
+        self.revision = Revision(self.epoch, self.size)
+
+    async def name(self, identifier: bytes) -> Subject:
+        """An identifier, as it was given."""
+        return _named(*await self._key(identifier))
+
+    async def _key(self, identifier: bytes) -> tuple[StrandRow, StrandKey]:
+        strand = await _READ_STRAND(self.connection, self.ledger.log_id, identifier)
+        if strand is None:
+            raise NotFound("There is no such identifier.")
+        place = Place(self.ledger.log_id, identifier, strand.tenure)
+        return strand, self.ledger.vault.open(place, strand.key)
+
+    async def answer(self, row: LinkRow, conflicts: list[OpenConflict]) -> Linked:
+        """The link as it now stands."""
+        reuse = max((purpose.reuse_window for purpose in self.policy.purposes.values()), default=timedelta(0))
+        return Linked(
+            link=row.link, kind=row.kind, identifier=await self.name(row.identifier),
+            anchor=await self.name(row.anchor), grade=GRADES[row.grade], since=row.began_at, until=row.until,
+            ended_at=row.ended_at, annulled_at=row.annulled_at, annulment_asked=row.annul_asked is not None,
+            conflicts=conflicts, rev=str(self.revision), effective_by=self.now + reuse,
+        )  # fmt: skip
+
+
+def _is_same(row: LinkRow, kind: LinkKind, identifier: bytes, anchor: bytes) -> bool:
+    return row.kind == kind and row.identifier == identifier and row.anchor == anchor
+
+
+def _named(strand: StrandRow, key: StrandKey) -> Subject:
+    return Subject(strand.namespace, key.open(b"value", strand.value).decode())

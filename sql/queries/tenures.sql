@@ -1,0 +1,56 @@
+-- Who stands for whom now, and the rows that stand for them: all that a decision about a person needs, in one statement.
+
+-- name: read_persons :many
+-- $2: the identifiers asked about; $3: whether each is a thing that changes hands. For each person the account (or the
+-- identifier itself, where it is linked to none), then whatever is linked to it now, then groups and guardians. Beside
+-- each the rows that stand for it, or nulls. What was said about a thing outside its present tenure is left out.
+WITH head AS MATERIALIZED (
+    SELECT epoch, size, policy, frozen, clock_timestamp() AS now FROM ledger_head WHERE log_id = $1
+), asked AS MATERIALIZED (
+    SELECT DISTINCT ON (coalesce(l.anchor, a.identifier)) coalesce(l.anchor, a.identifier) AS account,
+           a.shared AND l.anchor IS NULL AS shared
+    FROM head h
+    CROSS JOIN unnest($2::bytea[], $3::boolean[]) AS a (identifier, shared)
+    LEFT JOIN LATERAL (
+        SELECT anchor FROM link
+        WHERE log_id = $1 AND identifier = a.identifier AND kind = 'identity' AND ended_at IS NULL
+          AND annulled_at IS NULL AND (until IS NULL OR until > h.now)
+        LIMIT 1
+    ) l ON true
+), person AS MATERIALIZED (
+    SELECT a.account, a.account AS identifier, 'self' AS kind, NULL::uuid AS link, 0 AS tenure,
+           CASE WHEN a.shared THEN (
+               SELECT coalesce(max(tenure), 0) FROM link
+               WHERE log_id = $1 AND identifier = a.account AND kind = 'identity' AND annulled_at IS NULL
+           ) ELSE 0 END AS base,
+           a.shared, NULL::timestamptz AS began_at, NULL::timestamptz AS until
+    FROM asked a
+    UNION ALL
+    SELECT a.account, l.identifier, l.kind, l.link, l.tenure, l.base, l.shared, l.began_at, l.until
+    FROM head h CROSS JOIN asked a
+    JOIN link l ON l.log_id = $1 AND l.anchor = a.account AND l.kind = 'identity'
+    WHERE l.ended_at IS NULL AND l.annulled_at IS NULL AND (l.until IS NULL OR l.until > h.now)
+), member AS (
+    SELECT * FROM person
+    UNION ALL
+    SELECT p.account, l.anchor, l.kind, l.link, 0, 0, false, l.began_at, l.until
+    FROM head h CROSS JOIN person p
+    JOIN link l ON l.log_id = $1 AND l.identifier = p.identifier AND l.kind IN ('group', 'guardian')
+    WHERE l.ended_at IS NULL AND l.annulled_at IS NULL AND (l.until IS NULL OR l.until > h.now)
+)
+SELECT h.epoch, h.size, h.policy, h.frozen, h.now,
+       m.account, m.identifier AS member, m.kind, m.link, m.tenure AS member_tenure, m.base, m.shared, m.began_at, m.until,
+       s.identifier, s.purpose, s.channel, s.contact, s.recipient, s.slot, s.grade, s.tenure, s.via, s.status,
+       s.occurred_at, s.recorded_at, s.expires_at, s.notice, s.notice_version, s.language, s.method, s.event, s.linked_at,
+       s.origin, s.account
+FROM head h
+LEFT JOIN member m ON true
+LEFT JOIN consent_state s ON s.log_id = $1 AND s.identifier = m.identifier AND m.kind <> 'guardian'
+    AND (NOT m.shared OR s.tenure = m.tenure OR (m.tenure = 0 AND s.tenure > m.base));
+
+-- name: read_names :many
+-- The current strands of identifiers, with what seals their values.
+SELECT DISTINCT ON (identifier) identifier, tenure, namespace, value, key
+FROM strand
+WHERE log_id = $1 AND identifier = ANY($2::bytea[])
+ORDER BY identifier, tenure DESC;
