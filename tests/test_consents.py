@@ -697,16 +697,25 @@ async def test_every_event_names_the_policy_in_force_at_its_index(tenant: Tenant
             body = call({"type": "login", "id": f"w{n}-{sent}"}, WEB)
             assert (await tenant.post("/v1/consents", body)).status_code == 201
 
+    async def some_more(size: int) -> None:
+        """Until something was recorded under the policy in force."""
+        async with asyncio.timeout(30):
+            while True:
+                async with db.connection(tenant.services.pool, tenant.log_id) as connection:
+                    if (await connection.fetchrow(HEAD, tenant.log_id))["size"] > size:
+                        return
+                await asyncio.sleep(0.01)
+
     async def change() -> list[int]:
         sizes = [0]
         policy = demo_policy
         for n in range(6):
-            await asyncio.sleep(0.1)
+            await some_more(sizes[-1])
             policy = with_purpose(policy, f"more.{n}")
             async with db.connection(tenant.services.pool, tenant.log_id) as connection, connection.transaction():
                 await tenants.apply_policy(connection, tenant.log_id, store.Policies(), policy)
                 sizes.append((await connection.fetchrow(HEAD, tenant.log_id))["size"])
-        await asyncio.sleep(0.1)
+        await some_more(sizes[-1])
         applied.set()
         return sizes
 

@@ -19,6 +19,7 @@ from conftest import NOTICE, Tenant
 
 from consent_service import app
 from consent_service.decisions import check
+from consent_service.guard import pace
 from consent_service.subjects import Subject
 from consent_service.tenures import Member, Snapshot
 
@@ -108,7 +109,8 @@ async def test_a_device_that_spoke_cannot_be_told_from_one_that_never_did(tenant
 
 
 async def test_control_an_early_return_is_told(tenant: Tenant, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever looks first whether there is anything to look up gives it away."""
+    """Whoever looks first whether there is anything to look up, and answers at once, gives it away."""
+    monkeypatch.setattr(pace, "EVERY_S", 1e-9)
     front, asked = Front(tenant), await devices(tenant)
     hasher = tenant.services.ledgers.of(tenant.log_id).hasher
     known_ones = {hasher.identifier(msgspec.convert(one["subject"], Subject)) for one in asked[True]}

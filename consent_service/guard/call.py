@@ -12,6 +12,7 @@ from consent_service.errors import ConsentError, Malformed, TooSlow
 from consent_service.guard import metrics
 from consent_service.guard.body import too_large
 from consent_service.guard.operations import Operation
+from consent_service.guard.pace import Pace
 from consent_service.guard.refusals import Headers, problem
 
 Scope = dict[str, Any]
@@ -36,14 +37,15 @@ class Call:
     """What the guard knows of one request; also the `receive` and `send` that the app behind it gets."""
 
     __slots__ = (
-        "_ended", "_receive", "_replayed", "_send", "body", "credential", "headers", "in_address", "is_head",
+        "_ended", "_pace", "_receive", "_replayed", "_send", "body", "credential", "headers", "in_address", "is_head",
         "length", "operation", "origin", "scope", "status",
     )  # fmt: skip
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, pace: Pace) -> None:
         self.scope = scope
         self._receive = receive
         self._send = send
+        self._pace = pace
         self._ended = False
         self._replayed = False
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
@@ -103,6 +105,8 @@ class Call:
     async def send(self, message: Message) -> None:
         """Pass the answer on, with the headers that every answer has."""
         if message["type"] == "http.response.start":
+            if self.credential is not None and self.credential.kind == "publishable":
+                await self._pace.tick()
             self.status = message["status"]
             message = {**message, "headers": self._complete(message.get("headers", ()))}
         elif self.is_head and message["type"] != "http.response.debug":

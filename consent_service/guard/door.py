@@ -26,6 +26,7 @@ from consent_service.guard.call import App, Call, Receive, Scope, Send
 from consent_service.guard.deadline import Deadline
 from consent_service.guard.limits import Limits
 from consent_service.guard.operations import Operation, Place, Table, demand_readable
+from consent_service.guard.pace import Pace
 from consent_service.guard.refusals import failure, kind_of
 
 MAX_TOKEN = 8_192
@@ -72,6 +73,7 @@ class Guard:
         self._table = Table(operations)
         self._keyring = keyring
         self._limits = Limits(workers)
+        self._pace = Pace()
         self._body_s = body_s
         self._answer_s = answer_s
 
@@ -81,7 +83,7 @@ class Guard:
             await self._serve_other(scope, receive, send)
             return
         began = time.perf_counter()
-        call = Call(scope, receive, send)
+        call = Call(scope, receive, send, self._pace)
         try:
             await self._serve(call)
         except ConsentError as error:
