@@ -370,7 +370,10 @@ class _Question:
         return f"conflict:{self.purpose.conflict}" if self.blocks and self._unanswered(grant) else "consent"
 
     def _unanswered(self, grant: State) -> list[tuple[State, _Path]]:
-        """The noes of other identifiers to which a grant is no answer, each with the nearest way to its identifier."""
+        """The noes of other identifiers to which a grant is no answer, each with the nearest way to its identifier.
+
+        An answer is what the person did once the link was known; a yes of before it that is reported later is none.
+        """
         rows: dict[tuple[UUID, str, str, str, int], list[State]] = {}
         for block in self.blocks:
             place = (block.event, block.purpose, block.channel, block.recipient, block.slot)
@@ -380,7 +383,7 @@ class _Question:
             if any(grant.identifier == (row.origin or row.identifier) for row in same):
                 continue
             paths = sorted((self._path(grant, row) for row in same), key=lambda path: path.far)
-            if all(grant.recorded_at < path.since for path in paths):
+            if all(grant.occurred_at < path.since for path in paths):
                 found.append((same[0], paths[0]))
         return found
 
