@@ -1,4 +1,4 @@
-"""The composition root: every operation, its handler, and the only wiring there is."""
+"""The composition root: the handler of every operation, and the only wiring there is."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, Protocol, cast
 from litestar import HttpMethod, Litestar, Request, Response
 from litestar.handlers import HTTPRouteHandler
 
-from consent_service import auth, consents, db, decisions, links, openapi
-from consent_service.callers import Callers, LogoutForm, RevokeBody, Revoked
+from consent_service import auth, consents, db, decisions, links, openapi, operations
+from consent_service.callers import Callers
 from consent_service.devices import Devices
 from consent_service.guard import METRICS_TYPE, Guard, Operation, problem, render_metrics
 from consent_service.ledger import Ledgers
@@ -19,8 +19,6 @@ from consent_service.settings import Settings, secret
 from consent_service.tokens import Jwks, Verifier
 
 JSON = "application/json"
-BULK = 8 * 1024 * 1024
-"""Largest body of a call that carries many items, in bytes."""
 
 
 class Services(NamedTuple):
@@ -101,12 +99,12 @@ async def services(settings: Settings, database_url: str) -> AsyncIterator[Servi
 def build(made: Services, *, workers: int = 1) -> Guard:
     """The whole service as one ASGI application."""
     framework = Litestar(
-        route_handlers=[_route(made, operation, handler) for operation, handler in ROUTES.items()],
+        route_handlers=[_route(made, operation, ROUTES[operation]) for operation in operations.ALL],
         openapi_config=None,
         logging_config=None,
         exception_handlers={Exception: _problem},
     )
-    return Guard(_Front(made, framework), OPERATIONS, made.callers, workers=workers)
+    return Guard(_Front(made, framework), operations.ALL, made.callers, workers=workers)
 
 
 def _route(made: Services, operation: Operation, handler: Handler) -> HTTPRouteHandler:
@@ -129,7 +127,7 @@ class _Front:
     def __init__(self, made: Services, framework: Litestar) -> None:
         self._made = made
         self._framework = cast("Any", framework)
-        self._hot = {operation.id: handler for operation, handler in ROUTES.items() if operation in HOT}
+        self._hot = {operation.id: ROUTES[operation] for operation in HOT}
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         operation: Operation | None = scope.get("state", {}).get("operation")
@@ -162,100 +160,7 @@ def _problem(_request: Request[Any, Any, Any], error: Exception) -> Response[byt
     return Response(body, status_code=status, headers=fields, media_type=fields.pop("content-type"))
 
 
-# -- operations -----------------------------------------------------------------------------------------------------
-
-RECORD = Operation(
-    method="POST", path="/v1/consents", id="recordConsents", tag="consents", status=201, browser=True, keyed=True,
-    summary="Record one act of a person: what they decided about one or more purposes.",
-    scopes=frozenset({"write:attested", "write:device"}), body=consents.ConsentBody, answer=consents.Recorded,
-)  # fmt: skip
-DEVICE = Operation(
-    method="POST", path="/v1/devices", id="mintDevice", tag="devices", status=201, browser=True,
-    summary="Give a device an identifier of its own and the secret that proves it, with the first thing it agrees to.",
-    scopes=frozenset({"write:device"}), body=consents.DeviceBody, answer=consents.Minted,
-)  # fmt: skip
-CHECK = Operation(
-    method="POST", path="/v1/check", id="check", tag="decisions", browser=True,
-    scopes=frozenset({"check", "write:device"}), summary="May this person's data be processed for this purpose now?",
-    body=decisions.Check, answer=decisions.Answer, errors=frozenset({409}),
-)  # fmt: skip
-CHECKS = Operation(
-    method="POST", path="/v1/checks", id="checkMany", tag="decisions", scopes=frozenset({"check"}), max_body=BULK,
-    summary="Many checks, answered in order at one revision.",
-    body=decisions.Checks, answer=decisions.Decisions, errors=frozenset({409}),
-)  # fmt: skip
-STATE = Operation(
-    method="POST", path="/v1/subjects/state", id="readState", tag="subjects", browser=True,
-    scopes=frozenset({"state", "write:device"}), summary="Where a person stands on every purpose and channel.",
-    body=decisions.SubjectBody, answer=decisions.SubjectState,
-)  # fmt: skip
-HISTORY = Operation(
-    method="POST", path="/v1/subjects/history", id="readHistory", tag="subjects", scopes=frozenset({"state"}),
-    summary="A person's events as they were recorded, oldest first.",
-    body=decisions.HistoryBody, answer=decisions.History,
-)  # fmt: skip
-CHALLENGE = Operation(
-    method="POST", path="/v1/links/challenge", id="challengeLink", tag="links", browser=True,
-    summary="What a log-in must carry as `nonce` to prove that it links this identifier.",
-    scopes=frozenset({"links", "write:device"}), body=links.ChallengeBody, answer=links.Challenge,
-)  # fmt: skip
-LINK = Operation(
-    method="POST", path="/v1/links", id="link", tag="links", status=201, browser=True,
-    summary="Link an identifier to an account, a group or a guardian.",
-    scopes=frozenset({"links", "write:device"}), body=links.LinkBody, answer=links.Linked, errors=frozenset({409}),
-)  # fmt: skip
-END = Operation(
-    method="POST", path="/v1/links/{id}/end", id="endLink", tag="links", browser=True,
-    summary="End a link: what was permitted through it stops, a no keeps holding.",
-    scopes=frozenset({"links", "write:device"}), body=links.EndBody, answer=links.Linked, errors=frozenset({404}),
-)  # fmt: skip
-ANNUL = Operation(
-    method="POST", path="/v1/links/{id}/annul", id="annulLink", tag="links", pending=True,
-    summary="Annul a link that was false, as if it had never been: one officer asks (202), another one agrees.",
-    scopes=frozenset({"requests:approve"}), body=links.AnnulBody, answer=links.Linked, errors=frozenset({404}),
-)  # fmt: skip
-LINKS = Operation(
-    method="POST", path="/v1/subjects/links", id="readLinks", tag="subjects", scopes=frozenset({"state"}),
-    summary="Every link that an identifier ever took part in, and what happened to it.",
-    body=links.LinksBody, answer=links.Links,
-)  # fmt: skip
-CONFLICTS = Operation(
-    method="POST", path="/v1/subjects/conflicts", id="readConflicts", tag="subjects", scopes=frozenset({"state"}),
-    summary="What linked identifiers said differently, and nobody has resolved yet.",
-    body=links.ConflictsBody, answer=links.Conflicts,
-)  # fmt: skip
-REVOKE = Operation(
-    method="POST", path="/v1/tokens/revoke", id="revokeToken", tag="tokens",
-    scopes=frozenset({"keys", "requests:approve"}),
-    summary="Take one access token no more.", body=RevokeBody, answer=Revoked,
-)  # fmt: skip
-LOGOUT = Operation(
-    method="POST", path="/v1/logout", id="backChannelLogout", tag="tokens", public=True, scopes=None, form=True,
-    summary="Take nothing more of a session that its OpenID provider has ended.", body=LogoutForm,
-)  # fmt: skip
-LIVE = Operation(
-    method="GET", path="/livez", id="live", tag="operation", public=True, scopes=None,
-    summary="Whether the process answers; does not follow the database.",
-)  # fmt: skip
-READY = Operation(
-    method="GET", path="/readyz", id="ready", tag="operation", public=True, scopes=None,
-    summary="Whether the process can serve: 200, or 503 while it starts, stops or has no database.",
-)  # fmt: skip
-METRICS = Operation(
-    method="GET", path="/metrics", id="metrics", tag="operation", public=True, scopes=None, media_type="text/plain",
-    summary="Prometheus metrics of all workers.",
-)  # fmt: skip
-DOCS = Operation(
-    method="GET", path="/docs", id="docs", tag="operation", public=True, scopes=None, media_type="text/html",
-    summary="This description as a page that loads nothing from elsewhere.",
-)  # fmt: skip
-DESCRIPTION = Operation(
-    method="GET", path="/openapi.json", id="openapi", tag="operation", public=True, scopes=None,
-    summary="This description.",
-)  # fmt: skip
-
-
-# -- their handlers -------------------------------------------------------------------------------------------------
+# -- handlers ------------------------------------------------------------------------------------------------------
 
 
 async def record(made: Services, call: Call) -> bytes:
@@ -348,35 +253,34 @@ async def metrics(_made: Services, _call: Call) -> Reply:
 
 async def docs(_made: Services, _call: Call) -> Reply:
     """The description as a page."""
-    return Reply(openapi.page(OPERATIONS), "text/html; charset=utf-8")
+    return Reply(openapi.page(operations.ALL), "text/html; charset=utf-8")
 
 
 async def description(_made: Services, _call: Call) -> bytes:
     """The description as a file."""
-    return openapi.document(OPERATIONS)
+    return openapi.document(operations.ALL)
 
 
 ROUTES: dict[Operation, Handler] = {
-    RECORD: record,
-    DEVICE: mint,
-    CHECK: check,
-    CHECKS: checks,
-    STATE: state,
-    HISTORY: history,
-    LINKS: read_links,
-    CONFLICTS: conflicts,
-    CHALLENGE: challenge,
-    LINK: link,
-    END: end_link,
-    ANNUL: annul_link,
-    REVOKE: revoke,
-    LOGOUT: logout,
-    LIVE: live,
-    READY: ready,
-    METRICS: metrics,
-    DOCS: docs,
-    DESCRIPTION: description,
+    operations.RECORD: record,
+    operations.DEVICE: mint,
+    operations.CHECK: check,
+    operations.CHECKS: checks,
+    operations.STATE: state,
+    operations.HISTORY: history,
+    operations.LINKS: read_links,
+    operations.CONFLICTS: conflicts,
+    operations.CHALLENGE: challenge,
+    operations.LINK: link,
+    operations.END: end_link,
+    operations.ANNUL: annul_link,
+    operations.REVOKE: revoke,
+    operations.LOGOUT: logout,
+    operations.LIVE: live,
+    operations.READY: ready,
+    operations.METRICS: metrics,
+    operations.DOCS: docs,
+    operations.DESCRIPTION: description,
 }
-OPERATIONS: tuple[Operation, ...] = tuple(ROUTES)
-HOT = frozenset({RECORD, CHECK, CHECKS})
+HOT = frozenset({operations.RECORD, operations.CHECK, operations.CHECKS})
 """Served in front of the framework."""

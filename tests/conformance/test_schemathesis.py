@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-from consent_service import app, demo, openapi
+from consent_service import demo, openapi, operations
 from consent_service.guard import Operation
 
 from .conftest import Live, Service
@@ -40,7 +40,7 @@ def key_of(operation: Operation, service: Service) -> str:
 
 
 async def test_what_is_served_is_what_the_code_describes(live: Live) -> None:
-    assert (await live.http.get("/openapi.json")).content == openapi.document(app.OPERATIONS)
+    assert (await live.http.get("/openapi.json")).content == openapi.document(operations.ALL)
 
 
 ELSEWHERE = {"backChannelLogout"}
@@ -56,23 +56,23 @@ def a_link(service: Service) -> str:
 
 async def test_the_examples_are_accepted_by_every_operation(live: Live) -> None:
     found, statuses = examples(), {}
-    for operation in app.OPERATIONS:
+    for operation in operations.ALL:
         headers = {} if operation.public else {"Authorization": f"Bearer {key_of(operation, live.service)}"}
         body = None if operation.body is None else found[operation.id]
         how = {"data": body} if operation.form else {"json": body}
         path = operation.path.replace("{id}", a_link(live.service))
         answer = await live.http.request(operation.method, path, headers=headers, **how)
         statuses[operation.id] = answer.status_code
-    wanted = {operation.id: 202 if operation.pending else operation.status for operation in app.OPERATIONS}
+    wanted = {operation.id: 202 if operation.pending else operation.status for operation in operations.ALL}
     assert statuses == wanted | dict.fromkeys(ELSEWHERE, 400)
-    assert found.keys() == {operation.id for operation in app.OPERATIONS if operation.body is not None}
+    assert found.keys() == {operation.id for operation in operations.ALL if operation.body is not None}
     assert (await live.post("/v1/check", found["check"])).json()["allow"]
 
 
 @pytest.fixture(scope="module")
 def described(tmp_path_factory: pytest.TempPathFactory, service: Service) -> Path:
     """The description with a seeded example for every body."""
-    document, found = json.loads(openapi.document(app.OPERATIONS)), examples()
+    document, found = json.loads(openapi.document(operations.ALL)), examples()
     for path in document["paths"].values():
         for operation in path.values():
             for parameter in operation.get("parameters", ()):
@@ -113,7 +113,7 @@ def test_no_operation_departs_from_its_description(service: Service, described: 
         if 200 <= call["response"]["status"] < 300:
             address = call["request"]["url"].removeprefix(service.url).partition("?")[0]
             succeeded.add((call["request"]["method"], re.sub(r"[0-9a-f-]{36}", "{id}", address)))
-    wanted = {(one.method, one.path) for one in app.OPERATIONS if one.id not in ELSEWHERE}
+    wanted = {(one.method, one.path) for one in operations.ALL if one.id not in ELSEWHERE}
     assert wanted <= succeeded
 
 

@@ -1,0 +1,103 @@
+"""Every operation that there is: who may call it, with what, for what answer. Handlers are in `app`."""
+
+from consent_service import consents, decisions, links
+from consent_service.callers import LogoutForm, RevokeBody, Revoked
+from consent_service.guard import Operation
+
+BULK = 8 * 1024 * 1024
+"""Largest body of a call that carries many items, in bytes."""
+
+RECORD = Operation(
+    method="POST", path="/v1/consents", id="recordConsents", tag="consents", status=201, browser=True, keyed=True,
+    summary="Record one act of a person: what they decided about one or more purposes.",
+    scopes=frozenset({"write:attested", "write:device"}), body=consents.ConsentBody, answer=consents.Recorded,
+)  # fmt: skip
+DEVICE = Operation(
+    method="POST", path="/v1/devices", id="mintDevice", tag="devices", status=201, browser=True,
+    summary="Give a device an identifier of its own and the secret that proves it, with the first thing it agrees to.",
+    scopes=frozenset({"write:device"}), body=consents.DeviceBody, answer=consents.Minted,
+)  # fmt: skip
+CHECK = Operation(
+    method="POST", path="/v1/check", id="check", tag="decisions", browser=True,
+    scopes=frozenset({"check", "write:device"}), summary="May this person's data be processed for this purpose now?",
+    body=decisions.Check, answer=decisions.Answer, errors=frozenset({409}),
+)  # fmt: skip
+CHECKS = Operation(
+    method="POST", path="/v1/checks", id="checkMany", tag="decisions", scopes=frozenset({"check"}), max_body=BULK,
+    summary="Many checks, answered in order at one revision.",
+    body=decisions.Checks, answer=decisions.Decisions, errors=frozenset({409}),
+)  # fmt: skip
+STATE = Operation(
+    method="POST", path="/v1/subjects/state", id="readState", tag="subjects", browser=True,
+    scopes=frozenset({"state", "write:device"}), summary="Where a person stands on every purpose and channel.",
+    body=decisions.SubjectBody, answer=decisions.SubjectState,
+)  # fmt: skip
+HISTORY = Operation(
+    method="POST", path="/v1/subjects/history", id="readHistory", tag="subjects", scopes=frozenset({"state"}),
+    summary="A person's events as they were recorded, oldest first.",
+    body=decisions.HistoryBody, answer=decisions.History,
+)  # fmt: skip
+CHALLENGE = Operation(
+    method="POST", path="/v1/links/challenge", id="challengeLink", tag="links", browser=True,
+    summary="What a log-in must carry as `nonce` to prove that it links this identifier.",
+    scopes=frozenset({"links", "write:device"}), body=links.ChallengeBody, answer=links.Challenge,
+)  # fmt: skip
+LINK = Operation(
+    method="POST", path="/v1/links", id="link", tag="links", status=201, browser=True,
+    summary="Link an identifier to an account, a group or a guardian.",
+    scopes=frozenset({"links", "write:device"}), body=links.LinkBody, answer=links.Linked, errors=frozenset({409}),
+)  # fmt: skip
+END = Operation(
+    method="POST", path="/v1/links/{id}/end", id="endLink", tag="links", browser=True,
+    summary="End a link: what was permitted through it stops, a no keeps holding.",
+    scopes=frozenset({"links", "write:device"}), body=links.EndBody, answer=links.Linked, errors=frozenset({404}),
+)  # fmt: skip
+ANNUL = Operation(
+    method="POST", path="/v1/links/{id}/annul", id="annulLink", tag="links", pending=True,
+    summary="Annul a link that was false, as if it had never been: one officer asks (202), another one agrees.",
+    scopes=frozenset({"requests:approve"}), body=links.AnnulBody, answer=links.Linked, errors=frozenset({404}),
+)  # fmt: skip
+LINKS = Operation(
+    method="POST", path="/v1/subjects/links", id="readLinks", tag="subjects", scopes=frozenset({"state"}),
+    summary="Every link that an identifier ever took part in, and what happened to it.",
+    body=links.LinksBody, answer=links.Links,
+)  # fmt: skip
+CONFLICTS = Operation(
+    method="POST", path="/v1/subjects/conflicts", id="readConflicts", tag="subjects", scopes=frozenset({"state"}),
+    summary="What linked identifiers said differently, and nobody has resolved yet.",
+    body=links.ConflictsBody, answer=links.Conflicts,
+)  # fmt: skip
+REVOKE = Operation(
+    method="POST", path="/v1/tokens/revoke", id="revokeToken", tag="tokens",
+    scopes=frozenset({"keys", "requests:approve"}),
+    summary="Take one access token no more.", body=RevokeBody, answer=Revoked,
+)  # fmt: skip
+LOGOUT = Operation(
+    method="POST", path="/v1/logout", id="backChannelLogout", tag="tokens", public=True, scopes=None, form=True,
+    summary="Take nothing more of a session that its OpenID provider has ended.", body=LogoutForm,
+)  # fmt: skip
+LIVE = Operation(
+    method="GET", path="/livez", id="live", tag="operation", public=True, scopes=None,
+    summary="Whether the process answers; does not follow the database.",
+)  # fmt: skip
+READY = Operation(
+    method="GET", path="/readyz", id="ready", tag="operation", public=True, scopes=None,
+    summary="Whether the process can serve: 200, or 503 while it starts, stops or has no database.",
+)  # fmt: skip
+METRICS = Operation(
+    method="GET", path="/metrics", id="metrics", tag="operation", public=True, scopes=None, media_type="text/plain",
+    summary="Prometheus metrics of all workers.",
+)  # fmt: skip
+DOCS = Operation(
+    method="GET", path="/docs", id="docs", tag="operation", public=True, scopes=None, media_type="text/html",
+    summary="This description as a page that loads nothing from elsewhere.",
+)  # fmt: skip
+DESCRIPTION = Operation(
+    method="GET", path="/openapi.json", id="openapi", tag="operation", public=True, scopes=None,
+    summary="This description.",
+)  # fmt: skip
+
+ALL = (
+    RECORD, DEVICE, CHECK, CHECKS, STATE, HISTORY, LINKS, CONFLICTS, CHALLENGE, LINK, END, ANNUL, REVOKE, LOGOUT,
+    LIVE, READY, METRICS, DOCS, DESCRIPTION,
+)  # fmt: skip
