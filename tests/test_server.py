@@ -279,9 +279,11 @@ def test_an_end_in_the_middle_of_the_start_leaves_no_process(how: signal.Signals
 def test_the_service_goes_on_when_the_postmaster_is_killed(place: Path):
     with running(place) as demo, demo.client() as client:
         assert client.record("ada").status == 201
-        worker = demo.workers()
-        os.kill(demo.postmaster(), signal.SIGKILL)
+        worker, killed = demo.workers(), demo.postmaster()
+        os.kill(killed, signal.SIGKILL)
         assert client.call("GET", "/livez", key="").status == 200
+        pid = demo.data / "pg" / "postmaster.pid"
+        assert within(10, lambda: pid.exists() and demo.postmaster() != killed)  # until then its orphans may answer
         assert within(10, lambda: client.call("GET", "/readyz", key="").status == 200)
         assert client.check("ada").allow == (True, "consent")
         assert demo.workers() == worker  # no worker had to go for it
