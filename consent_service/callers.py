@@ -30,7 +30,6 @@ _ISSUERS_S = 10.0
 """How old the list of issuers may be; a token of an unknown one has it read again, once a second at most."""
 _MAX_KNOWN = 10_000
 _DOTS = 2
-LOGOUT_S = 600
 MAX_LOGOUT_TOKEN = 8_192
 
 

@@ -303,7 +303,7 @@ def print_openapi() -> None:
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), default="bench.json", show_default=True)
 @as_json
 def run_bench(output: Path, as_json: bool) -> None:
-    """Measure what a record and a check cost beside the least that could do the same job; under three minutes."""
+    """Measure what a record and a check cost beside the least that could do the same job; in about two minutes."""
     from consent_service import bench  # noqa: PLC0415 -- most commands need none of it
 
     report = bench.run(lambda line: click.echo(line, err=True))
@@ -312,6 +312,7 @@ def run_bench(output: Path, as_json: bool) -> None:
 
 
 def _serve(chosen: Settings, ready_file: Path | None, as_json: bool, *, example: bool) -> None:
+    ending = server.Ending()
     log.configure(chosen.log_level)
     if ready_file is not None:
         _clear(ready_file)
@@ -328,7 +329,7 @@ def _serve(chosen: Settings, ready_file: Path | None, as_json: bool, *, example:
                 settings.keep(ready_file, msgspec.json.encode(facts).decode())
             _tell(as_json, facts, demo.welcome(facts) if example else f"The consent service answers on {facts['url']}.")
 
-        server.Supervisor(chosen, url, embedded, listener).run(ready)
+        server.Supervisor(chosen, url, embedded, listener, ending).run(ready)
 
 
 def _clear(ready_file: Path) -> None:

@@ -164,9 +164,8 @@ async def connect(url: str, *, size: int = 4, role: str | None = APP) -> Pool:
             max_cached_statement_lifetime=0, server_settings=settings, reset=_keep, connection_class=Session,
         )  # fmt: skip
     except (*LOST, asyncpg.PostgresError, ValueError) as error:
-        said = (
-            "its address cannot be read" if isinstance(error, ValueError) else error
-        )  # which would quote the password
+        # What is wrong with an address would be told with the password in it.
+        said = "its address cannot be read" if isinstance(error, ValueError) else error
         raise SetupError(
             f"The database cannot be used: {said}. Check DATABASE_URL (postgresql://user:password@host:port/database)."
         ) from error

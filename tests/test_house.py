@@ -70,7 +70,11 @@ def test_every_error_says_what_to_do() -> None:
             yield child
             yield from kinds(child)
 
-    silent = [kind.__name__ for kind in kinds(ConsentError) if not kind.__doc__ or not kind.title()]
+    silent = [
+        kind.__name__
+        for kind in kinds(ConsentError)
+        if not kind.__doc__ or not kind.title() or ". " not in kind.__doc__
+    ]
     assert silent == []
 
 
@@ -90,9 +94,9 @@ def test_a_command_explains_itself(name: str, command: click.Command) -> None:
 
 
 def test_every_setting_is_documented() -> None:
-    text = (ROOT / "README.md").read_text() + (PACKAGE / "settings.py").read_text()
+    text = (PACKAGE / "settings.py").read_text()
     for field in msgspec.structs.fields(Settings):
-        assert f"{field.name}:" in text
+        assert re.search(rf'^    {field.name}: .*\n    """', text, re.MULTILINE), field.name
 
 
 def test_no_file_names_a_package_index() -> None:

@@ -105,7 +105,7 @@ class _Running(msgspec.Struct):
 
 
 def run(progress: Callable[[str], None]) -> Report:
-    """Measure everything; under three minutes. Uses a database of its own and leaves nothing behind."""
+    """Measure everything; in about two minutes. Uses a database of its own and leaves nothing behind."""
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="consent-bench-") as folder, contextlib.ExitStack() as stack:
         chosen = Settings(data=f"{folder}/data", port=0, pool=8, log_level="warning")

@@ -85,9 +85,9 @@ class _Preparation:
         self.now = now
         self.errors: list[FieldError] = list(id_errors(self.body.subject.id, "/subject/id"))
         self.nameless = bool(self.errors)
+        """Whether the subject cannot be meant, so that nothing may be written."""
         if self.body.guardian is not None:
             self.errors += id_errors(self.body.guardian.id, "/guardian/id")
-        """Whether the subject cannot be meant, so that nothing may be written."""
         self.notice = self._notice()
         if self.body.guardian is not None and not self.attested:
             self.errors.append(FieldError("/guardian", "is for credentials with the scope `write:attested`"))

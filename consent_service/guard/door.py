@@ -33,20 +33,20 @@ MAX_TOKEN = 8_192
 """Bytes of a credential, checked before anything else looks at it."""
 _BEARER = b"bearer "
 _PREFLIGHT = (
-    (b"access-control-allow-headers", b"authorization, content-type, idempotency-key, prefer"),
+    (b"access-control-allow-headers", b"authorization, content-type, idempotency-key"),
     (b"access-control-max-age", b"600"),
 )
 _MAX_ORIGIN = 255
 
 
-class Keyring(Protocol):
-    """What the guard asks of `auth.Keyring`."""
+class Authenticator(Protocol):
+    """What the guard asks of whoever knows the callers."""
 
     def known(self, token: str) -> Credential | None:
-        """The credential of a key verified a moment ago."""
+        """The credential of a key or token verified a moment ago."""
 
     async def authenticate(self, token: str) -> Credential:
-        """The credential of a key; raises Unauthenticated or Unavailable."""
+        """The credential of a key or token; raises Unauthenticated or Unavailable."""
 
 
 class Guard:
@@ -63,7 +63,7 @@ class Guard:
         self,
         app: App,
         operations: Sequence[Operation],
-        keyring: Keyring,
+        keyring: Authenticator,
         *,
         body_s: float = 10,
         answer_s: float = 30,

@@ -1,4 +1,4 @@
--- The first schema: tenants, ledger head, policies, credentials, identities, events, states; roles and isolation.
+-- The first schema: tenants, ledger head, policies, credentials, strands, links, events, states; roles and isolation.
 
 -- A small reference table, read whole: which controller owns which ledger, and whose tokens lead to it.
 CREATE TABLE tenant (
@@ -8,7 +8,7 @@ CREATE TABLE tenant (
     created_at timestamptz NOT NULL DEFAULT now()
 );
 
--- One row per ledger; whoever changes anything locks it first. `size` is the next index: gap-free, in commit order.
+-- One row per ledger; every entry moves it. `size` is the next index: gap-free, in commit order.
 CREATE TABLE ledger_head (
     log_id      integer     PRIMARY KEY,
     epoch       integer     NOT NULL DEFAULT 1,
@@ -232,5 +232,5 @@ CREATE POLICY one_tenant ON tenant FOR UPDATE USING (log_id = current_setting('c
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO consent_app;
 GRANT INSERT ON ALL TABLES IN SCHEMA public TO consent_app;
 REVOKE INSERT ON migration FROM consent_app;
-GRANT UPDATE ON tenant, ledger_head, credential, revocation, strand, contact, link, consent_state TO consent_app;
+GRANT UPDATE ON tenant, ledger_head, credential, revocation, strand, link, consent_state TO consent_app;
 GRANT DELETE ON revocation, consent_state, conflict TO consent_app;

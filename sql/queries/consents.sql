@@ -1,4 +1,4 @@
--- The write path. All of it runs under the head's lock, in one transaction per batch.
+-- The write path: one statement a batch, on the condition that the head is as it was read; else under its lock.
 
 -- name: read_answer :one
 SELECT k.body, k.identifier, k.answer, k.event AS answer_event, k.tenure AS answer_tenure, s.key AS answer_key

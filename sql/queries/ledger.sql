@@ -1,5 +1,5 @@
--- The head of a ledger. Whoever changes state, links, identifiers or keys locks it first, in a statement of its own:
--- what is read afterwards then sees everything that was committed before.
+-- The head of a ledger. Every entry moves it: links and policies lock it first, in a statement of its own, so that what
+-- is read afterwards sees everything that was committed before; a batch of consents does so where somebody was quicker.
 
 -- name: lock_head :one
 SELECT epoch, size, policy, frozen, greatest(recorded_at, clock_timestamp()) AS now
