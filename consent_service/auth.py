@@ -39,6 +39,8 @@ Kind = Literal["service", "publishable", "officer", "person"]
 PREFIX: dict[Kind, str] = {"service": "sk", "publishable": "pk", "officer": "ok"}
 FRESH_S = 1.0
 """A credential read from the database is taken as still valid for this long."""
+MAX_TOKEN = 8_192
+"""Characters of a key or token; looked at before anything else, because everything else takes as long as the token."""
 _MAX_KNOWN = 10_000
 _NOTE_EVERY_S = 60.0
 _CLOSE_S = 1.0
@@ -79,6 +81,32 @@ class CredentialRow(msgspec.Struct, frozen=True):
     """Nobody has written down for a minute that it is used."""
 
 
+class Known:
+    """Callers that were verified less than FRESH_S seconds ago, by what they sent."""
+
+    def __init__(self) -> None:
+        self._callers: dict[str, tuple[float, Credential]] = {}
+
+    def get(self, token: str) -> Credential | None:
+        """The caller, without asking anybody."""
+        entry = self._callers.get(token)
+        return entry[1] if entry is not None and time.monotonic() - entry[0] < FRESH_S else None
+
+    def put(self, token: str, credential: Credential, verified_at: float) -> None:
+        """Remember a caller; `verified_at` is on the monotonic clock, from before it was verified."""
+        if len(self._callers) >= _MAX_KNOWN:
+            self.clear()
+        self._callers[token] = verified_at, credential
+
+    def drop(self, token: str) -> None:
+        """Forget a caller that is not valid any more."""
+        self._callers.pop(token, None)
+
+    def clear(self) -> None:
+        """Forget everybody."""
+        self._callers.clear()
+
+
 _READ = db.one("auth", "read_credential", CredentialRow)
 _NOTE = db.execute("auth", "note_use")
 _log = log.get("auth")
@@ -93,7 +121,7 @@ class Keyring:
     def __init__(self, pool: db.Pool, secret: bytes) -> None:
         self._pool = pool
         self._key = _secret_key(secret)
-        self._known: dict[str, tuple[float, Credential]] = {}
+        self._known = Known()
         self._asking: dict[str, asyncio.Task[Credential]] = {}
         self._noted: dict[tuple[int, str], float] = {}
         """When this process last set out to write down that a credential was used."""
@@ -114,8 +142,7 @@ class Keyring:
 
     def known(self, token: str) -> Credential | None:
         """The credential of a key verified a moment ago, without asking the database."""
-        entry = self._known.get(token)
-        return entry[1] if entry is not None and time.monotonic() - entry[0] < FRESH_S else None
+        return self._known.get(token)
 
     async def authenticate(self, token: str) -> Credential:
         """The credential that a key belongs to.
@@ -145,14 +172,12 @@ class Keyring:
         # Compare even where there is nothing to compare with: an unknown id must not answer sooner.
         matches = [hmac.compare_digest(offered, secret) for secret in row.secrets]
         if not (any(matches) and row.found) or PREFIX.get(row.kind) != match["prefix"]:
-            self._known.pop(token, None)
+            self._known.drop(token)
             raise Unauthenticated("This key is not valid, or was revoked.")
         credential = Credential(
             row.log_id, row.id, row.kind, row.name, frozenset(row.scopes), frozenset(row.origins), row.rate
         )
-        if len(self._known) >= _MAX_KNOWN:
-            self._known.clear()
-        self._known[token] = (read_at, credential)
+        self._known.put(token, credential, read_at)
         if row.unnoted:
             self._note((row.log_id, row.id))
         return credential

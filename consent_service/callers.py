@@ -17,7 +17,7 @@ from msgspec import Meta
 from msgspec.structs import replace
 
 from consent_service import clock, db, decode, revocations
-from consent_service.auth import FRESH_S, ROLES, SCOPES, Credential, Keyring, Scope
+from consent_service.auth import FRESH_S, MAX_TOKEN, ROLES, SCOPES, Credential, Keyring, Known, Scope
 from consent_service.errors import FieldError, Invalid, Malformed, Unauthenticated, Unavailable
 from consent_service.ledger import Ledgers
 from consent_service.policies import store
@@ -28,9 +28,7 @@ _OWN: frozenset[Scope] = frozenset({"write:device"})
 """What a person may do: speak for the own log-in."""
 _ISSUERS_S = 10.0
 """How old the list of issuers may be; a token of an unknown one has it read again, once a second at most."""
-_MAX_KNOWN = 10_000
 _DOTS = 2
-MAX_LOGOUT_TOKEN = 8_192
 
 
 class RevokeBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -49,7 +47,7 @@ class Revoked(msgspec.Struct, frozen=True):
 class LogoutForm(msgspec.Struct, frozen=True):
     """What an OpenID provider posts when somebody logs out (OpenID Connect Back-Channel Logout 1.0, section 2.5)."""
 
-    logout_token: Annotated[str, Meta(max_length=MAX_LOGOUT_TOKEN)]
+    logout_token: Annotated[str, Meta(max_length=MAX_TOKEN)]
 
 
 _ENCODER = msgspec.json.Encoder()
@@ -90,14 +88,11 @@ class Callers:
         self._keyring = keyring
         self._verifier = verifier
         self._trusted = Trusted(pool)
-        self._known: dict[str, tuple[float, Credential]] = {}
+        self._known = Known()
 
     def known(self, token: str) -> Credential | None:
         """The credential of a key or token that was verified a moment ago, without asking anybody."""
-        if (credential := self._keyring.known(token)) is not None:
-            return credential
-        entry = self._known.get(token)
-        return entry[1] if entry is not None and time.monotonic() - entry[0] < FRESH_S else None
+        return self._keyring.known(token) or self._known.get(token)
 
     async def authenticate(self, token: str) -> Credential:
         """The credential of a key or a token.
@@ -115,10 +110,8 @@ class Callers:
             raise Unauthenticated("This token is not valid here.")
         credential = _credential(trust.log_id, claims, self._ledgers.of(trust.log_id).hasher)
         await self._demand_not_revoked(trust.log_id, claims)
-        if len(self._known) >= _MAX_KNOWN:
-            self._known.clear()
         expires_in = (claims.expires_at - clock.now()).total_seconds()
-        self._known[token] = (asked_at - max(0.0, FRESH_S - expires_in), credential)
+        self._known.put(token, credential, asked_at - max(0.0, FRESH_S - expires_in))
         return credential
 
     async def _verify(self, token: str) -> Claims:

@@ -24,7 +24,7 @@ from consent_service.errors import NotFound
 from consent_service.ledger import Head, Ledger
 from consent_service.policies import Policy
 from consent_service.states import CARRIED, Moment, Slot, Standing, State, fold
-from consent_service.vault import Place
+from consent_service.vault import VALUE, Place
 
 Kind = Literal["self", "identity", "group", "guardian"]
 
@@ -169,7 +169,7 @@ async def names(ledger: Ledger, members: Sequence[Member]) -> list[LinkedIdentif
         row = known.get(member.member)
         if row is not None:
             key = ledger.vault.open(Place(ledger.log_id, row.identifier, row.tenure), row.key)
-            value = key.open(b"value", row.value).decode()
+            value = key.open(VALUE, row.value).decode()
             found.append(
                 LinkedIdentifier(
                     type=row.namespace, id=value, kind=member.kind, link=member.link, since=member.began_at,

@@ -11,12 +11,25 @@ import hashlib
 import hmac
 import os
 from typing import NamedTuple
+from uuid import UUID
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+VALUE = b"value"
+"""Within its strand, the name of the identifier's value. Payloads are named by their event; for others see below."""
 _KEY = 32
 _NONCE = 12
 _NAME = 4
+
+
+def answer_to(event: UUID) -> bytes:
+    """The name of the answer that was given to an event."""
+    return b"answer" + event.bytes
+
+
+def contact_of(contact: bytes) -> bytes:
+    """The name of a contact's value, by its keyed hash."""
+    return b"contact" + contact
 
 
 class Place(NamedTuple):

@@ -30,11 +30,12 @@ from hypothesis import strategies as st
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 from jwt.utils import der_to_raw_signature
 
+from consent_service.auth import MAX_TOKEN
 from consent_service.errors import Unauthenticated, Unavailable
 from consent_service.policies import Duration, Issuer
 from consent_service.policies.model import Assurance
 from consent_service.tokens import Claims, Jwks, Verifier, demand_assurance, fetch, jwk, keys, verify
-from consent_service.tokens.shape import MAX_DEPTH, MAX_TOKEN
+from consent_service.tokens.shape import MAX_DEPTH
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 T = int(NOW.timestamp())

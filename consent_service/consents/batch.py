@@ -35,7 +35,7 @@ from consent_service.states import (
 )
 from consent_service.subjects import Subject, normal_contact
 from consent_service.tenures import Member, Person, person
-from consent_service.vault import Place, StrandKey
+from consent_service.vault import VALUE, Place, StrandKey, answer_to, contact_of
 
 MAX_CONTACTS = 32
 """How many contacts one purpose may hold for, of one identifier."""
@@ -139,7 +139,7 @@ class Batch:
                 place = (act.identifier, strand.tenure, record.contact)
                 if place not in self.contacts:
                     value = normal_contact(record.contact_value).encode()
-                    self.contacts[place] = strand.key.seal(b"contact" + record.contact, value)
+                    self.contacts[place] = strand.key.seal(contact_of(record.contact), value)
         revision = Revision(self.head.epoch, self.head.size + len(self.events) + 1)
         after = person(members, self.standing)
         answer = _ANSWER.encode(recorded(act, records, after, event, revision, now))
@@ -148,7 +148,7 @@ class Batch:
             event, act.identifier, strand.tenure, strand.events, ",".join([r.purpose for r in records]),
             ",".join([r.status for r in records]), act.credential, act.grade,
             strand.key.seal(event.bytes, _payload(act, records, event, now)), act.device, act.key, act.body_hash,
-            strand.key.seal(b"answer" + event.bytes, answer), shown.id, shown.version, shown.language,
+            strand.key.seal(answer_to(event), answer), shown.id, shown.version, shown.language,
             act.method or "",
         ))  # fmt: skip
         return answer
@@ -196,7 +196,7 @@ class Batch:
         yield [strand.tenure for _, _, strand in made]
         yield [subject.type for _, subject, _ in made]
         yield [strand.key.wrapped for _, _, strand in made]
-        yield [strand.key.seal(b"value", subject.id.encode()) for _, subject, strand in made]
+        yield [strand.key.seal(VALUE, subject.id.encode()) for _, subject, strand in made]
         yield [strand.events for _, _, strand in made]
         yield [identifier for identifier, _ in again]
         yield [strand.tenure for _, strand in again]
@@ -243,7 +243,7 @@ class Answered(Protocol):
 def unsealed(ledger: Ledger, identifier: bytes, row: Answered) -> bytes:
     """An answer given before."""
     key = ledger.vault.open(Place(ledger.log_id, identifier, row.answer_tenure), row.answer_key)
-    return key.open(b"answer" + row.answer_event.bytes, row.answer)
+    return key.open(answer_to(row.answer_event), row.answer)
 
 
 class _NewState(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -37,7 +37,7 @@ from consent_service.policies import GRADES, Policy, Purpose
 from consent_service.states import ALL_PURPOSES, State
 from consent_service.subjects import Hasher, Subject, id_errors
 from consent_service.tenures import LinkedIdentifier, Person, Snapshot, names, read
-from consent_service.vault import Place, StrandKey
+from consent_service.vault import Place, StrandKey, contact_of
 
 _PAUSE_AFTER_S = 0.005
 _MAX_EXPLAINED = 100
@@ -173,7 +173,7 @@ class _Book:
         members = [member.member for member in who.members]
         async with self.ledger.connection() as connection:
             rows = await _READ_CONTACTS(connection, self.ledger.log_id, members, list(hashes))
-        return {row.contact: self._key(row).open(b"contact" + row.contact, row.value).decode() for row in rows}
+        return {row.contact: self._key(row).open(contact_of(row.contact), row.value).decode() for row in rows}
 
     async def history(self, identifier: bytes, after: int, limit: int) -> list[HistoryEvent]:
         """Events past a cursor, oldest first."""

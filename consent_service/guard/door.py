@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Protocol
 from urllib.parse import parse_qsl, quote
 
-from consent_service.auth import Credential
+from consent_service.auth import MAX_TOKEN, Credential
 from consent_service.errors import (
     ConsentError,
     Forbidden,
@@ -29,8 +29,6 @@ from consent_service.guard.operations import Operation, Place, Table, demand_rea
 from consent_service.guard.pace import Pace
 from consent_service.guard.refusals import failure, kind_of
 
-MAX_TOKEN = 8_192
-"""Bytes of a credential, checked before anything else looks at it."""
 _BEARER = b"bearer "
 _PREFLIGHT = (
     (b"access-control-allow-headers", b"authorization, content-type, idempotency-key"),

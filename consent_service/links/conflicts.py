@@ -13,7 +13,7 @@ from consent_service.decisions import Ask, decide
 from consent_service.errors import Invalid
 from consent_service.ledger import Ledgers
 from consent_service.links.model import Conflict, Conflicts, ConflictsBody, LinkHistory, Links, LinksBody
-from consent_service.links.write import LinkRow
+from consent_service.links.write import READ_LINKS
 from consent_service.subjects import id_errors
 from consent_service.tenures import Snapshot, names, read
 from consent_service.vault import Place
@@ -41,11 +41,8 @@ class LastRow(msgspec.Struct, frozen=True):
 class EventRow(msgspec.Struct, frozen=True):
     """What happened to a link."""
 
-    idx: int
     event: UUID
     link: UUID
-    kind: str
-    recorded_at: datetime
     identifier: bytes
     tenure: int
     payload: bytes
@@ -55,7 +52,6 @@ class EventRow(msgspec.Struct, frozen=True):
 _READ_CONFLICTS = db.many("links", "read_conflicts", ConflictRow)
 _READ_LAST = db.one("links", "last_conflict", LastRow)
 _READ_EVENTS = db.many("links", "read_link_events", EventRow)
-_READ_LINKS = db.many("links", "read_links", LinkRow)
 
 
 class Conflicted:
@@ -101,7 +97,7 @@ class Conflicted:
             raise Invalid("Some fields cannot be accepted.", errors)
         ledger = self._ledgers.of(credential.log_id)
         async with ledger.connection() as connection:
-            rows = await _READ_LINKS(connection, ledger.log_id, [ledger.hasher.identifier(body.subject)])
+            rows = await READ_LINKS(connection, ledger.log_id, [ledger.hasher.identifier(body.subject)])
             events = await _READ_EVENTS(connection, ledger.log_id, [row.link for row in rows])
         told: dict[UUID, list[msgspec.Raw]] = {}
         for event in events:

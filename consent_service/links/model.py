@@ -9,13 +9,13 @@ from uuid import UUID
 import msgspec
 from msgspec import Meta
 
+from consent_service.auth import MAX_TOKEN
 from consent_service.policies import Grade
 from consent_service.states import Moment
 from consent_service.subjects import MAX_ID, MAX_PROOF, Subject
 from consent_service.tenures import LinkedIdentifier
 
 LinkKind = Literal["identity", "group", "guardian"]
-MAX_ID_TOKEN = 8_192
 Proof = Annotated[str, Meta(max_length=MAX_PROOF)]
 
 
@@ -40,7 +40,7 @@ class LinkBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     identifier: Subject
     proof: Proof | None = None
     """The device's secret token; a device is never linked without it."""
-    id_token: Annotated[str, Meta(max_length=MAX_ID_TOKEN)] | None = None
+    id_token: Annotated[str, Meta(max_length=MAX_TOKEN)] | None = None
     """A fresh ID token (OpenID Connect Core 1.0) whose `nonce` is the challenge's."""
     login: Subject | Annotated[str, Meta(min_length=1, max_length=MAX_ID)] | None = None
     """The account that the caller vouches for; a text is the id of a `login`."""

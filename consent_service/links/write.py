@@ -29,7 +29,7 @@ from consent_service.links.proof import CHALLENGE_S, Challenges, Claim, Prover
 from consent_service.policies import GRADES, Policy
 from consent_service.subjects import Subject
 from consent_service.tenures import find, person
-from consent_service.vault import Place, StrandKey
+from consent_service.vault import VALUE, Place, StrandKey
 
 MAX_LINKS = 64
 """How many identifiers may be linked to one account at a time, and to how many groups or guardians one may belong."""
@@ -69,7 +69,7 @@ class StrandRow(msgspec.Struct, frozen=True):
     value: bytes
 
 
-_READ_LINKS = db.many("links", "read_links", LinkRow)
+READ_LINKS = db.many("links", "read_links", LinkRow)
 _READ_LINK = db.one("links", "read_link", LinkRow)
 _READ_STRAND = db.one("links", "read_strand", StrandRow)
 _ADD_STRAND = db.execute("links", "add_strand")
@@ -190,7 +190,7 @@ class _Change:
         """Makes a link that was proved, unless it is there."""
         log_id, hasher = self.ledger.log_id, self.ledger.hasher
         identifier, anchor = hasher.identifier(claim.identifier), hasher.identifier(claim.anchor)
-        rows = await _READ_LINKS(self.connection, log_id, [identifier, anchor])
+        rows = await READ_LINKS(self.connection, log_id, [identifier, anchor])
         active = [row for row in rows if row.is_active(self.now)]
         before = next((row for row in active if _is_same(row, claim.kind, identifier, anchor)), None)
         if before is not None and before.until == claim.until:
@@ -262,7 +262,7 @@ class _Change:
             return current.tenure
         tenure = 1 if current is None else current.tenure + 1
         key = self.ledger.vault.make(Place(self.ledger.log_id, identifier, tenure))
-        value = key.seal(b"value", subject.id.encode())
+        value = key.seal(VALUE, subject.id.encode())
         await _ADD_STRAND(self.connection, self.ledger.log_id, identifier, tenure, subject.type, key.wrapped, value)
         return tenure
 
@@ -326,4 +326,4 @@ def _is_same(row: LinkRow, kind: LinkKind, identifier: bytes, anchor: bytes) -> 
 
 
 def _named(strand: StrandRow, key: StrandKey) -> Subject:
-    return Subject(strand.namespace, key.open(b"value", strand.value).decode())
+    return Subject(strand.namespace, key.open(VALUE, strand.value).decode())

@@ -7,10 +7,9 @@ import re
 from typing import Any, NamedTuple
 
 from consent_service import decode, subjects
+from consent_service.auth import MAX_TOKEN
 from consent_service.errors import Invalid, Malformed, Unauthenticated
 
-MAX_TOKEN = 8_192
-"""Characters; looked at before anything else, because everything else takes as long as the token."""
 MAX_DEPTH = 16
 """Objects and lists inside of each other."""
 LONGEST_TEXT = 255

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jwt
 
 from consent_service import clock
+from consent_service.auth import MAX_TOKEN
 from consent_service.policies import Issuer
 from consent_service.tokens import claims as read
 from consent_service.tokens import shape
@@ -67,7 +68,7 @@ class Verifier:
 
         Its issuer was configured then: whoever changes what is configured looks whether `claims.issuer` is in it.
         """
-        if len(token) > shape.MAX_TOKEN or not token.isascii():
+        if len(token) > MAX_TOKEN or not token.isascii():
             return None
         name = _name(token)
         entry = self._known.get(name)

@@ -86,7 +86,7 @@ ORDER BY link DESC
 LIMIT 1;
 
 -- name: read_link_events :many
-SELECT e.idx, e.event, e.link, e.kind, e.recorded_at, e.identifier, e.tenure, e.payload, s.key
+SELECT e.event, e.link, e.identifier, e.tenure, e.payload, s.key
 FROM link_event e
 JOIN strand s ON s.log_id = $1 AND s.identifier = e.identifier AND s.tenure = e.tenure
 WHERE e.log_id = $1 AND e.link = ANY($2::uuid[])
