@@ -65,6 +65,11 @@ class Credential(msgspec.Struct, frozen=True):
     """Of a person: the id of the log-in that it speaks for."""
 
 
+def is_of_token(credential: str) -> bool:
+    """Whether the id is that of somebody who came with a token: those have a colon, which no key's id has."""
+    return ":" in credential
+
+
 class CredentialRow(msgspec.Struct, frozen=True):
     """A row of `credential`, or one like it where there is none."""
 

@@ -245,7 +245,7 @@ def read(raw: bytes) -> Sent:
     try:
         body = decode.body(raw, ConsentBody, unique=True)
     except Invalid as error:
-        rest = _salvage(msgspec.json.decode(raw), error.errors)
+        rest = _salvage(decode.tree(raw), error.errors)
         if rest is None:
             raise
         return rest

@@ -15,7 +15,7 @@ from consent_service.errors import FieldError, Forbidden, Invalid
 from consent_service.links.model import LinkBody, LinkKind
 from consent_service.policies import GRADES, Policy
 from consent_service.subjects import MAX_ID, Subject, id_errors
-from consent_service.tokens import Verifier
+from consent_service.tokens import Claims, Verifier
 
 CHALLENGE_S = 600
 """How long a challenge can be answered, in seconds: long enough to log in."""
@@ -32,8 +32,8 @@ class Claim(NamedTuple):
     anchor: Subject
     grade: int
     until: datetime | None
-    nonce: str | None
-    """The challenge that was answered: good for one link."""
+    login: Claims | None
+    """Of the ID token, whose nonce is the challenge that was answered: good for one link."""
 
 
 class Challenges:
@@ -113,7 +113,7 @@ class Prover:
         anchor = Subject("login", claims.identity)
         if len(anchor.id) > MAX_ID:
             raise Invalid("Some fields cannot be accepted.", (FieldError("/id_token", TOO_LONG),))
-        return Claim("identity", body.identifier, anchor, GRADES.index("login"), body.until, claims.nonce)
+        return Claim("identity", body.identifier, anchor, GRADES.index("login"), body.until, claims)
 
 
 def _vouches(credential: Credential) -> bool:

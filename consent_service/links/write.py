@@ -10,7 +10,7 @@ from uuid import UUID
 import msgspec
 
 from consent_service import db, decode, ids, revocations
-from consent_service.auth import Credential
+from consent_service.auth import Credential, is_of_token
 from consent_service.decisions import Ask, decide
 from consent_service.errors import Forbidden, NotFound, Taken
 from consent_service.ledger import Head, Ledger, Ledgers, Revision, lock_head, read_head
@@ -147,6 +147,8 @@ class Linker:
                     await change.note(row, "annulment_asked", reason=body.reason)
                 return 202, _ENCODER.encode(await change.answer(row, []))
             if row.annulled_at is None:
+                if is_of_token(row.annul_asked or "") != is_of_token(credential.id):
+                    raise Forbidden("Both officers come with keys, or both with tokens: else they may be one person.")
                 await _ANNUL_LINK(connection, ledger.log_id, row.link, change.now)
                 row = msgspec.structs.replace(row, annulled_at=change.now)
                 await change.note(row, "annulled", reason=body.reason)
@@ -193,7 +195,10 @@ class _Change:
         rows = await READ_LINKS(self.connection, log_id, [identifier, anchor])
         active = [row for row in rows if row.is_active(self.now)]
         before = next((row for row in active if _is_same(row, claim.kind, identifier, anchor)), None)
+        if claim.login is not None:
+            await revocations.demand_live(self.connection, self.ledger, claim.login)
         if before is not None and before.until == claim.until:
+            await self._use(claim)  # or it could be presented again when the link has ended
             return await self.answer(before, [])
         for row in active:
             if row.kind == claim.kind == "identity" and row.identifier == identifier and row is not before:
@@ -203,8 +208,8 @@ class _Change:
         if claim.kind == "identity":
             self._demand_flat(active, identifier, anchor)
         self._demand_room(active, claim.kind, identifier, anchor)
-        if claim.nonce is not None:
-            await self._use_once(claim.nonce)
+        if not await self._use(claim):
+            raise Forbidden("This challenge was answered before. Begin again at /v1/links/challenge.")
         if before is not None:  # another end, or another account
             await _END_LINK(self.connection, log_id, before.link, self.now)
             await self.note(msgspec.structs.replace(before, ended_at=self.now), "ended")
@@ -249,11 +254,13 @@ class _Change:
         if len(crowd) >= MAX_LINKS:
             raise Taken(f"There are {MAX_LINKS} such links already. End one that is no longer true.")
 
-    async def _use_once(self, nonce: str) -> None:
-        what = self.ledger.hasher.once("nonce", nonce)
+    async def _use(self, claim: Claim) -> bool:
+        """Whether the challenge, if there is one, is answered for the first time."""
+        if claim.login is None:
+            return True
+        what = self.ledger.hasher.once("nonce", claim.login.nonce or "")
         expires_at = self.now + timedelta(seconds=CHALLENGE_S)
-        if not await revocations.use_once(self.connection, self.ledger, what, expires_at):
-            raise Forbidden("This challenge was answered before. Begin again at /v1/links/challenge.")
+        return await revocations.use_once(self.connection, self.ledger, what, expires_at)
 
     async def _strand(self, subject: Subject, identifier: bytes, *, new: bool) -> int:
         """The strand in which an identifier is from now on; made where it is `new` or there is none."""
