@@ -125,7 +125,7 @@ class Keyring:
 
     def __init__(self, pool: db.Pool, secret: bytes) -> None:
         self._pool = pool
-        self._key = _secret_key(secret)
+        self._root = secret
         self._known = Known()
         self._asking: dict[str, asyncio.Task[Credential]] = {}
         self._noted: dict[tuple[int, str], float] = {}
@@ -173,7 +173,7 @@ class Keyring:
         async with db.connection(self._pool, int(match["log"])) as connection:
             row = await _READ(connection, int(match["log"]), match["id"])
         assert row is not None, "the statement always gives one row"  # noqa: S101 -- an invariant of the SQL
-        offered = hmac.digest(self._key, match["secret"].encode(), "sha256")
+        offered = stored(self._root, token)
         # Compare even where there is nothing to compare with: an unknown id must not answer sooner.
         matches = [hmac.compare_digest(offered, secret) for secret in row.secrets]
         if not (any(matches) and row.found) or PREFIX.get(row.kind) != match["prefix"]:
@@ -212,9 +212,5 @@ class Keyring:
 
 
 def stored(secret: bytes, key: str) -> bytes:
-    """What the database keeps of a key."""
-    return hmac.digest(_secret_key(secret), key[-43:].encode(), "sha256")
-
-
-def _secret_key(secret: bytes) -> bytes:
-    return hmac.digest(secret, b"ca/v1 credentials", "sha256")
+    """What the database keeps of a key: of all of it, so that it is good for no other credential."""
+    return hmac.digest(hmac.digest(secret, b"ca/v1 credentials", "sha256"), key.encode(), "sha256")

@@ -27,7 +27,10 @@ MAX_ERRORS = 100
 """So many are told of one body; a larger answer helps nobody, and collecting it holds up everybody."""
 DecHook = Callable[[type, Any], Any]
 
-_PATH = re.compile(r" - at `[^`]*`$")
+_LONG = 1024 * 1024
+"""Bytes; of a longer body only the first error is told."""
+_PATH = re.compile(r" - at `([^`]*)`$")
+_STEP = re.compile(r"\.(\w+)|\[([0-9]+)\]")
 
 
 @cache
@@ -62,7 +65,9 @@ def body(raw: bytes, kind: type[T], *, unique: bool = False) -> T:
     try:
         try:
             decoded: T = _decoder(cast("Any", kind)).decode(raw)
-        except msgspec.ValidationError:
+        except msgspec.ValidationError as error:
+            if len(raw) > _LONG:  # to look for all errors of it would hold up everybody
+                raise Invalid("Some fields cannot be accepted.", (_first_error(str(error)),)) from None
             found = tree(raw)  # may still be no JSON further on
             errors = tuple(islice(field_errors(found, kind, echo=False), MAX_ERRORS))
             raise Invalid("Some fields cannot be accepted.", errors) from None
@@ -72,6 +77,14 @@ def body(raw: bytes, kind: type[T], *, unique: bool = False) -> T:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise Malformed("This is not JSON in UTF-8 of reasonable depth.") from None
     return decoded
+
+
+def _first_error(said: str) -> FieldError:
+    """What msgspec says, which names the place as `$.checks[3].purpose`."""
+    match = _PATH.search(said)
+    steps = _STEP.findall(match[1]) if match is not None else []
+    what = "has a member that is not known here" if "unknown field" in said else _PATH.sub("", said)
+    return FieldError("".join(f"/{name or place}" for name, place in steps), what)
 
 
 def _demand_unique(raw: bytes) -> None:

@@ -11,7 +11,7 @@ import msgspec
 
 from consent_service import db, decode, ids, revocations
 from consent_service.auth import Credential, is_of_token
-from consent_service.decisions import Ask, decide
+from consent_service.decisions import open_conflicts
 from consent_service.errors import Forbidden, NotFound, Taken
 from consent_service.ledger import Head, Ledger, Ledgers, Revision, lock_head, read_head
 from consent_service.links.model import (
@@ -119,17 +119,21 @@ class Linker:
         ledger = self._ledgers.of(credential.log_id)
         async with ledger.connection() as connection, connection.transaction():
             change = await _Change.begin(ledger, connection, credential)
-            row = await change.read(link)
+            row, by_device = await change.read(link), False
             if credential.kind == "person":  # whose lost telephone cannot prove anything
                 if await change.name(row.anchor) != Subject("login", credential.login):
                     raise NotFound("There is no such link.")
             elif "links" not in credential.scopes or credential.kind == "publishable":
-                self._prover.demand_possession(credential, await change.name(row.identifier), body.proof)
+                identifier = await change.name(row.identifier)
+                if not self._prover.has(credential, identifier, body.proof):  # nor does it learn that there is one
+                    raise NotFound("There is no such link of the device whose token was sent as `proof`.")
+                by_device = True
             if row.is_active(change.now):
                 await _END_LINK(connection, ledger.log_id, row.link, change.now)
                 row = msgspec.structs.replace(row, ended_at=change.now)
                 await change.note(row, "ended")
-            return _ENCODER.encode(await change.answer(row, []))
+            answer = await change.answer(row, [])
+            return _ENCODER.encode(msgspec.structs.replace(answer, anchor=None) if by_device else answer)
 
     async def annul(self, raw: bytes, credential: Credential, link: str) -> tuple[int, bytes]:
         """Annul a link as false (`AnnulBody` to `Linked`): 202 once one officer asks, 200 when another agrees."""
@@ -205,6 +209,7 @@ class _Change:
                 if not body.replace:
                     raise Taken("The identifier is linked to another account. End that link, or send `replace`.")
                 before = row
+        self._demand_apart(active, claim.kind, identifier, anchor)
         if claim.kind == "identity":
             self._demand_flat(active, identifier, anchor)
         self._demand_room(active, claim.kind, identifier, anchor)
@@ -240,6 +245,13 @@ class _Change:
             await _ADD_CONFLICTS(self.connection, log_id, row.link, purposes, channels, self.now)
         return await self.answer(row, conflicts)
 
+    def _demand_apart(self, active: Sequence[LinkRow], kind: LinkKind, identifier: bytes, anchor: bytes) -> None:
+        """A group is nobody's identifier: else its yes would be the yes of one of its members."""
+        if kind == "identity" and any(row.kind == "group" and row.anchor == identifier for row in active):
+            raise Taken("The identifier is that of a group. Nobody is a group: link its members to it.")
+        if kind == "group" and any(row.kind == "identity" and row.identifier == anchor for row in active):
+            raise Taken("That group is linked to an account as its identifier. End that link first.")
+
     def _demand_flat(self, active: Sequence[LinkRow], identifier: bytes, anchor: bytes) -> None:
         """An account is linked to nothing, and what is linked to an account is none: nothing is linked in chains."""
         links = [row for row in active if row.kind == "identity"]
@@ -274,14 +286,10 @@ class _Change:
         return tenure
 
     async def _conflicts(self, account: bytes) -> list[OpenConflict]:
-        _, members, standing = await find(self.connection, self.ledger.log_id, [account], [False])
+        _, members, standing = await find(self.connection, self.ledger.log_id, [account], [False], self.now)
         who = person(members[account], standing)
-        return [
-            OpenConflict(purpose.id, channel)
-            for purpose in self.policy.purposes.values()
-            for channel in purpose.channels
-            if decide(self.policy, who.states, Ask(purpose.id, channel), self.now, who.ties).reason == "conflict_open"
-        ]
+        found = open_conflicts(self.policy, who.states, self.policy.purposes, self.now, who.ties)
+        return [OpenConflict(purpose, channel) for purpose, channel in found]
 
     async def note(
         self,
