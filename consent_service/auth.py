@@ -65,6 +65,11 @@ class Credential(msgspec.Struct, frozen=True):
     """Of a person: the id of the log-in that it speaks for."""
 
 
+def is_of_token(credential: str) -> bool:
+    """Whether the id is that of somebody who came with a token: those have a colon, which no key's id has."""
+    return ":" in credential
+
+
 class CredentialRow(msgspec.Struct, frozen=True):
     """A row of `credential`, or one like it where there is none."""
 
@@ -120,7 +125,7 @@ class Keyring:
 
     def __init__(self, pool: db.Pool, secret: bytes) -> None:
         self._pool = pool
-        self._key = _secret_key(secret)
+        self._root = secret
         self._known = Known()
         self._asking: dict[str, asyncio.Task[Credential]] = {}
         self._noted: dict[tuple[int, str], float] = {}
@@ -168,7 +173,7 @@ class Keyring:
         async with db.connection(self._pool, int(match["log"])) as connection:
             row = await _READ(connection, int(match["log"]), match["id"])
         assert row is not None, "the statement always gives one row"  # noqa: S101 -- an invariant of the SQL
-        offered = hmac.digest(self._key, match["secret"].encode(), "sha256")
+        offered = stored(self._root, token)
         # Compare even where there is nothing to compare with: an unknown id must not answer sooner.
         matches = [hmac.compare_digest(offered, secret) for secret in row.secrets]
         if not (any(matches) and row.found) or PREFIX.get(row.kind) != match["prefix"]:
@@ -207,9 +212,5 @@ class Keyring:
 
 
 def stored(secret: bytes, key: str) -> bytes:
-    """What the database keeps of a key."""
-    return hmac.digest(_secret_key(secret), key[-43:].encode(), "sha256")
-
-
-def _secret_key(secret: bytes) -> bytes:
-    return hmac.digest(secret, b"ca/v1 credentials", "sha256")
+    """What the database keeps of a key: of all of it, so that it is good for no other credential."""
+    return hmac.digest(hmac.digest(secret, b"ca/v1 credentials", "sha256"), key.encode(), "sha256")

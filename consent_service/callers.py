@@ -8,26 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import parse_qs
 
 import msgspec
 from msgspec import Meta
-from msgspec.structs import replace
 
 from consent_service import clock, db, decode, revocations
 from consent_service.auth import FRESH_S, MAX_TOKEN, ROLES, SCOPES, Credential, Keyring, Known, Scope
-from consent_service.errors import FieldError, Invalid, Malformed, Unauthenticated, Unavailable
+from consent_service.errors import ConsentError, FieldError, Invalid, Malformed, Unauthenticated, Unavailable
 from consent_service.ledger import Ledgers
-from consent_service.policies import store
+from consent_service.policies import Issuer, store
+from consent_service.revocations import Marks
 from consent_service.subjects import MAX_ID, Hasher
-from consent_service.tokens import Claims, Verifier, demand_assurance
+from consent_service.tokens import LEEWAY, Claims, Verifier, addressed, demand_assurance
 
 _OWN: frozenset[Scope] = frozenset({"write:device"})
 """What a person may do: speak for the own log-in."""
-_ISSUERS_S = 10.0
-"""How old the list of issuers may be; a token of an unknown one has it read again, once a second at most."""
 _DOTS = 2
 
 
@@ -61,23 +60,34 @@ class Trusted:
         self._read_at = float("-inf")
         self._reading = asyncio.Lock()
         self.all: tuple[store.Trust, ...] = ()
+        self.logins: dict[tuple[str, str], list[store.Trust]] = {}
+        """Those for the tenants' customers, by issuer and client."""
 
-    async def current(self, max_age_s: float = _ISSUERS_S) -> tuple[store.Trust, ...]:
-        """The list, read again where it is older than that; an old one where the database cannot be asked."""
+    async def current(self) -> tuple[store.Trust, ...]:
+        """The list, at most FRESH_S old; an old one where the database cannot be asked."""
         async with self._reading:
             now = time.monotonic()
-            if now - self._read_at <= max_age_s:
+            if now - self._read_at <= FRESH_S:
                 return self.all
             try:
                 async with db.connection(self._pool) as connection:
-                    found = await store.read_issuers(connection)
+                    found = tuple(await store.read_issuers(connection))
             except Unavailable:
                 if not self.all:
                     raise
-            else:
-                self._read_at = now
-                self.all = tuple(found)
+                return self.all
+            self._read_at = now
+            if found != self.all:
+                self.all, self.logins = found, _by_client(found)
         return self.all
+
+
+def _by_client(trusts: Iterable[store.Trust]) -> dict[tuple[str, str], list[store.Trust]]:
+    found: dict[tuple[str, str], list[store.Trust]] = {}
+    for trust in trusts:
+        for client in trust.issuer.clients if trust.issuer.kind == "login" else ():
+            found.setdefault((trust.issuer.issuer, client), []).append(trust)
+    return found
 
 
 class Callers:
@@ -104,47 +114,32 @@ class Callers:
         if token.count(".") != _DOTS:
             return await self._keyring.authenticate(token)
         asked_at = time.monotonic()
-        claims = await self._verify(token)
-        trust = next((t for t in self._trusted.all if t.issuer == claims.issuer), None)
+        trusted = await self._trusted.current()
+        claims = await self._verifier.access_token(token, [trust.issuer for trust in trusted])
+        trust = next((t for t in trusted if t.issuer == claims.issuer), None)
         if trust is None or len(claims.identity) > MAX_ID:
             raise Unauthenticated("This token is not valid here.")
-        credential = _credential(trust.log_id, claims, self._ledgers.of(trust.log_id).hasher)
-        await self._demand_not_revoked(trust.log_id, claims)
+        ledger = self._ledgers.of(trust.log_id)
+        credential = _credential(trust.log_id, claims, ledger.hasher)
+        async with ledger.connection() as connection:
+            await revocations.demand_live(connection, ledger, claims)
         expires_in = (claims.expires_at - clock.now()).total_seconds()
         self._known.put(token, credential, asked_at - max(0.0, FRESH_S - expires_in))
         return credential
-
-    async def _verify(self, token: str) -> Claims:
-        trusted = await self._trusted.current()
-        try:
-            return await self._verifier.access_token(token, [trust.issuer for trust in trusted])
-        except Unauthenticated:
-            if await self._trusted.current(FRESH_S) is trusted:
-                raise
-            return await self._verifier.access_token(token, [trust.issuer for trust in self._trusted.all])
-
-    async def _demand_not_revoked(self, log_id: int, claims: Claims) -> None:
-        ledger = self._ledgers.of(log_id)
-        token, *rest = _revocable(ledger.hasher, claims)
-        async with ledger.connection() as connection:
-            rows = await revocations.read(connection, ledger, [token, *rest])
-        for row in rows:
-            if row.what == token or claims.issued_at <= row.at:
-                raise Unauthenticated("This token was revoked, or its session has ended. Log in again.")
 
     async def revoke(self, raw: bytes, credential: Credential) -> bytes:
         """Take one token no more (`RevokeBody` to `Revoked`)."""
         body = decode.body(raw, RevokeBody)
         ledger, now = self._ledgers.of(credential.log_id), clock.now()
-        mine = [t.issuer for t in await self._trusted.current(FRESH_S) if t.log_id == credential.log_id]
-        until = [issuer.max_lifetime.after(now) for issuer in mine if issuer.issuer == body.issuer]
+        mine = [t.issuer for t in await self._trusted.current() if t.log_id == credential.log_id]
+        until = [_longest(issuer, now) for issuer in mine if issuer.issuer == body.issuer]
         if not until:
             raise Invalid(
                 "Some fields cannot be accepted.", (FieldError("/issuer", "is none of this tenant's issuers"),)
             )
         token = ledger.hasher.once("jti", f"{body.issuer}|{body.jti}")
         async with ledger.connection() as connection:
-            await revocations.revoke(connection, ledger, [token], max(until))
+            await revocations.revoke(connection, ledger, [token], now, max(until))
         return _ENCODER.encode(Revoked(clock.now() + timedelta(seconds=FRESH_S)))
 
     async def logout(self, raw: bytes) -> bytes:
@@ -160,35 +155,60 @@ class Callers:
         except (ValueError, KeyError):
             raise Malformed("Post one field, `logout_token`, as a form.") from None
         try:
-            trusts = [t for t in await self._trusted.current(FRESH_S) if t.issuer.kind == "login"]
-            # Sister companies may share a log-in and its client: one of them verifies, and all of them obey.
-            each = {(t.issuer.issuer, c): replace(t.issuer, clients=(c,)) for t in trusts for c in t.issuer.clients}
-            claims = await self._verifier.logout_token(token, list(each.values()))
+            await self._trusted.current()
+            trusts = self._trusted.logins.get(addressed(token), [])
+            ended = await self._end_everywhere(token, trusts)
         except Unauthenticated as error:
             raise Malformed(error.detail) from None
-        for trust in trusts:
-            if trust.issuer.issuer == claims.issuer.issuer and claims.audience in trust.issuer.clients:
-                await self._end(trust, claims)
+        if not ended:
+            raise Malformed("This logout token was taken before.")
         return b""
 
-    async def _end(self, trust: store.Trust, claims: Claims) -> None:
-        ledger = self._ledgers.of(trust.log_id)
-        token, *ended = _revocable(ledger.hasher, claims)
-        async with ledger.connection() as connection:
-            if not await revocations.use_once(connection, ledger, token, claims.expires_at):
-                raise Malformed("This logout token was taken before.")
-            await revocations.revoke(connection, ledger, ended, trust.issuer.max_lifetime.after(clock.now()))
+    async def _end_everywhere(self, token: str, trusts: Sequence[store.Trust]) -> bool:
+        """End the session in each tenant by whose own configuration the token is good; whether any did not know yet.
+
+        Sister companies may share a log-in and its client, and then all of them obey. None of them decides for the
+        others by what keys the log-in is known.
+        """
+        alike: dict[tuple[Any, ...], list[store.Trust]] = {}
+        for trust in trusts:
+            how = trust.issuer
+            alike.setdefault((how.jwks_uri, how.algorithms, how.max_lifetime), []).append(trust)
+        wrong: ConsentError = Unauthenticated("This token is not valid here.")
+        taken: list[bool] = []
+        for same in alike.values():
+            try:
+                claims = await self._verifier.logout_token(token, [same[0].issuer])
+            except (Unauthenticated, Unavailable) as error:
+                wrong = error
+                continue
+            taken += [await self._end(log_id, claims) for log_id in dict.fromkeys(trust.log_id for trust in same)]
+        if not taken or isinstance(wrong, Unavailable):  # what is done stays done; the provider tries again
+            raise wrong
+        return any(taken)
+
+    async def _end(self, log_id: int, claims: Claims) -> bool:
+        """Whether a tenant had not taken the token before."""
+        ledger, now = self._ledgers.of(log_id), clock.now()
+        marks = Marks.of(ledger.hasher, claims)
+        if claims.sid is None:
+            ended = [mark for mark in (marks.person,) if mark is not None]
+        else:  # this session, and what cannot be told from it
+            ended = [marks.session]
+            if claims.sub:
+                ended.append(ledger.hasher.once("no sid", claims.identity))
+        async with ledger.connection() as connection, connection.transaction():
+            assert marks.token is not None, "a logout token has a `jti`"  # noqa: S101 -- the verifier demands it
+            if not await revocations.use_once(connection, ledger, marks.token, claims.expires_at + 2 * LEEWAY):
+                return False
+            until = _longest(claims.issuer, max(now, claims.issued_at))
+            await revocations.revoke(connection, ledger, ended, claims.issued_at, until)
+        return True
 
 
-def _revocable(hasher: Hasher, claims: Claims) -> list[bytes]:
-    """What a token can be revoked by: itself first, then the person and the session."""
-    issuer = claims.issuer.issuer
-    found = [hasher.once("jti", f"{issuer}|{claims.jti}")]
-    if claims.sub:
-        found.append(hasher.once("sub", claims.identity))
-    if claims.sid is not None:
-        found.append(hasher.once("sid", f"{issuer}|{claims.sid}"))
-    return found
+def _longest(issuer: Issuer, since: datetime) -> datetime:
+    """Until when a token that was issued by then may be good, by clocks that differ."""
+    return issuer.max_lifetime.after(since) + 2 * LEEWAY
 
 
 def _credential(log_id: int, claims: Claims, hasher: Hasher) -> Credential:
@@ -198,10 +218,10 @@ def _credential(log_id: int, claims: Claims, hasher: Hasher) -> Credential:
     origins = frozenset(issuer.origins)
     match issuer.kind:
         case "login":
-            return Credential(log_id, f"person-{who}", "person", "person", _OWN, origins, issuer.rate, claims.identity)
+            return Credential(log_id, f"person:{who}", "person", "person", _OWN, origins, issuer.rate, claims.identity)
         case "service":
             scopes = frozenset(scope for scope in issuer.scopes if scope in claims.scopes and scope in SCOPES)
-            return Credential(log_id, f"client-{who}", "service", "client", scopes, origins, issuer.rate)
+            return Credential(log_id, f"client:{who}", "service", "client", scopes, origins, issuer.rate)
         case "officer":
             scopes = frozenset(scope for role in demand_assurance(claims) for scope in ROLES[role])
-            return Credential(log_id, f"officer-{who}", "officer", "officer", scopes, origins, issuer.rate)
+            return Credential(log_id, f"officer:{who}", "officer", "officer", scopes, origins, issuer.rate)

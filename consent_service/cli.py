@@ -270,6 +270,7 @@ def _for_tenant(
     async def run(url: str, root: bytes) -> Result:
         await db.migrate(url)
         async with await db.connect(url, size=1) as pool, db.connection(pool) as connection:
+            await tenants.demand_secret(connection, root)
             log_id = await tenants.find(connection, slug) if slug.isascii() else None
             if log_id is None:
                 raise NotFound("There is no such tenant. `consent policy apply` makes one from its policy.")
@@ -319,7 +320,7 @@ def _serve(chosen: Settings, ready_file: Path | None, as_json: bool, *, example:
     with closing(server.bind(chosen)) as listener, server.database(chosen) as (url, embedded):
         root = settings.secret(chosen)
         facts: dict[str, Any] = {"url": server.address(listener), "tenant": None, "keys": {}, "pid": os.getpid()}
-        asyncio.run(db.migrate(url))
+        asyncio.run(_prepare(url, root))
         if example:
             facts |= asyncio.run(demo.set_up(url, root, Path(chosen.data), facts["url"]))
 
@@ -329,18 +330,26 @@ def _serve(chosen: Settings, ready_file: Path | None, as_json: bool, *, example:
                 settings.keep(ready_file, msgspec.json.encode(facts).decode())
             _tell(as_json, facts, demo.welcome(facts) if example else f"The consent service answers on {facts['url']}.")
 
-        server.Supervisor(chosen, url, embedded, listener, ending).run(ready)
+        workers_url = url if embedded is None else embedded.workers_url
+        server.Supervisor(chosen, workers_url, embedded, listener, ending).run(ready)
+
+
+async def _prepare(url: str, root: bytes) -> None:
+    """The schema brought forward, by the secret that it was filled under."""
+    await db.migrate(url)
+    async with await db.connect(url, size=1) as pool, db.connection(pool) as connection:
+        await tenants.demand_secret(connection, root)
 
 
 def _clear(ready_file: Path) -> None:
     """Away with the file of an earlier run, which says nothing about this one; and see that a new one can be made."""
-    draft = ready_file.with_name(f".{ready_file.name}.{os.getpid()}")
     try:
+        draft = ready_file.with_name(f".{ready_file.name}.{os.getpid()}")
         ready_file.unlink(missing_ok=True)
         draft.touch()
         draft.unlink()
-    except OSError as error:
-        raise SetupError(f"The ready file {ready_file} cannot be written: {error.strerror}.") from None
+    except (OSError, ValueError) as error:
+        raise SetupError(f"The ready file {ready_file} cannot be written: {error}.") from None
 
 
 def _settings(given: dict[str, Any]) -> Settings:
@@ -349,8 +358,12 @@ def _settings(given: dict[str, Any]) -> Settings:
 
 
 def _tell(as_json: bool, facts: Any, text: str) -> None:
-    click.echo(msgspec.json.encode(facts).decode() if as_json else text)
-    sys.stdout.flush()
+    try:
+        click.echo(msgspec.json.encode(facts).decode() if as_json else text)
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or it is tried, and fails, once more at exit
+        raise SetupError(f"The output cannot be written ({error.strerror}). What was done stays done.") from None
 
 
 def main() -> None:
@@ -363,3 +376,7 @@ def main() -> None:
         if "--json" in sys.argv:
             _tell(True, {"error": str(error), "errors": error.errors}, "")
         sys.exit(2 if isinstance(error, SetupError) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -163,9 +163,9 @@ async def connect(url: str, *, size: int = 4, role: str | None = APP) -> Pool:
             url, min_size=1, max_size=size, timeout=5, command_timeout=10, max_inactive_connection_lifetime=0,
             max_cached_statement_lifetime=0, server_settings=settings, reset=_keep, connection_class=Session,
         )  # fmt: skip
-    except (*LOST, asyncpg.PostgresError, ValueError) as error:
+    except (*LOST, asyncpg.PostgresError, ValueError, OverflowError) as error:
         # What is wrong with an address would be told with the password in it.
-        said = "its address cannot be read" if isinstance(error, ValueError) else error
+        said = "its address cannot be read" if isinstance(error, (ValueError, OverflowError)) else error
         raise SetupError(
             f"The database cannot be used: {said}. Check DATABASE_URL (postgresql://user:password@host:port/database)."
         ) from error

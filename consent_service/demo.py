@@ -9,6 +9,7 @@ import msgspec
 
 from consent_service import db, keys, policies, tenants
 from consent_service.auth import Credential, Kind, Scope
+from consent_service.errors import SetupError
 from consent_service.ledger import lock_head, read_head
 from consent_service.policies import store
 from consent_service.settings import keep
@@ -48,7 +49,10 @@ async def set_up(database_url: str, secret: bytes, data: Path, base: str) -> dic
 
 
 def _kept(file: Path) -> dict[str, str]:
-    return msgspec.json.decode(file.read_bytes(), type=dict[str, str]) if file.exists() else {}
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=dict[str, str]) if file.exists() else {}
+    except (OSError, msgspec.DecodeError) as error:
+        raise SetupError(f"{file} cannot be read ({error}). Move it away; the demo then makes new keys.") from None
 
 
 def _keep(file: Path, keys: dict[str, str]) -> None:

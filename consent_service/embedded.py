@@ -57,6 +57,10 @@ ALTER ROLE consent SET log_error_verbosity = terse;
 ALTER ROLE consent SET log_min_error_statement = panic;
 CREATE ROLE consent_app NOLOGIN;
 GRANT consent_app TO consent;
+CREATE ROLE consent_worker LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE;
+ALTER ROLE consent_worker SET log_error_verbosity = terse;
+ALTER ROLE consent_worker SET log_min_error_statement = panic;
+GRANT consent_app TO consent_worker;
 CREATE DATABASE consent OWNER consent;
 """
 
@@ -120,7 +124,15 @@ class Embedded:
                     self._join()
         else:
             self.ensure()
-        return f"postgresql://consent@/consent?host={quote(self._socket)}&port={PORT}"
+        return self._url("consent")
+
+    @property
+    def workers_url(self) -> str:
+        """The same database, for whoever serves: a log-in that owns nothing and may work as `consent_app` only."""
+        return self._url("consent_worker")
+
+    def _url(self, login: str) -> str:
+        return f"postgresql://{login}@/consent?host={quote(self._socket)}&port={PORT}"
 
     def ensure(self) -> bool:
         """Starts the server again if it has died or is on its way out; True if this call had to.

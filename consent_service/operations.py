@@ -1,11 +1,14 @@
 """Every operation that there is: who may call it, with what, for what answer. Handlers are in `app`."""
 
 from consent_service import consents, decisions, links
+from consent_service.auth import MAX_TOKEN
 from consent_service.callers import LogoutForm, RevokeBody, Revoked
 from consent_service.guard import Operation
 
 BULK = 8 * 1024 * 1024
 """Largest body of a call that carries many items, in bytes."""
+FORM = 3 * MAX_TOKEN + 1_024
+"""Of a form with one token in it, even if every character is escaped."""
 
 RECORD = Operation(
     method="POST", path="/v1/consents", id="recordConsents", tag="consents", status=201, browser=True, keyed=True,
@@ -74,6 +77,7 @@ REVOKE = Operation(
 )  # fmt: skip
 LOGOUT = Operation(
     method="POST", path="/v1/logout", id="backChannelLogout", tag="tokens", public=True, scopes=None, form=True,
+    max_body=FORM,
     summary="Take nothing more of a session that its OpenID provider has ended.", body=LogoutForm,
 )  # fmt: skip
 LIVE = Operation(

@@ -225,8 +225,13 @@ class PatientProtocol(HttpToolsProtocol):
     """
 
     _limit: asyncio.TimerHandle | None = None
-    _head: int = 0
-    """Bytes of the head that is being received; 0 between heads."""
+    _open = False
+    """Whether a head is being received."""
+    _began = False
+    """Whether it began in the piece that has just arrived."""
+    _head = 0
+    """Its bytes so far, without those of the piece in which it began: what of that is its own is not known."""
+    _piece = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A first request must come."""
@@ -240,9 +245,10 @@ class PatientProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Count what arrives while a head is open."""
+        self._began, self._piece = False, len(data)
         super().data_received(data)
-        if self._head:
-            self._head += len(data)
+        if self._open:
+            self._head += 0 if self._began else len(data)
             if self._limit is None:
                 self._limit = self.loop.call_later(HEADERS_WITHIN_S, self.transport.close)
             if self._head > LONGEST_HEAD:
@@ -250,13 +256,17 @@ class PatientProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A head is open."""
-        self._head = 1
+        self._open, self._began, self._head = True, True, 0
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        """The head is whole."""
-        self._head = 0
+        """The head is whole; raised, the parser ends the connection with a 400."""
+        self._open = False
         self._lift()
+        if self._head + self._piece > LONGEST_HEAD:  # else it cannot be too long
+            whole = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+            if whole > LONGEST_HEAD:
+                raise ValueError("the head is too long")
         super().on_headers_complete()
 
     def _lift(self) -> None:

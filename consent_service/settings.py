@@ -18,6 +18,7 @@ from consent_service import decode
 from consent_service.errors import Invalid, SetupError
 
 MIN_SECRET = 32
+_MAX_DIGITS = 9
 _NOT_SETTINGS = ("CONSENT_TEST_", "CONSENT_VECTORS", "CONSENT_WORKER_ORDERS", "CONSENT_BENCH_ORDERS")
 """Used by the tests, or between our own processes."""
 UNHASHED = "CONSENT_SECRET is missing: DATABASE_URL is set, and all hosts must hash with the same secret."
@@ -28,7 +29,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     database_url: str | None = None
     """`DATABASE_URL`: postgresql://user:password@host:port/database. Unset: an embedded server in `data`."""
-    data: str = ".consent"
+    data: Annotated[str, Meta(min_length=1)] = ".consent"
     """Folder of the embedded server, its secret and, for `demo`, its keys."""
     secret: Annotated[str, Meta(min_length=MIN_SECRET)] | None = None
     """What credentials and identifiers are hashed with, at least 32 characters; made in `data` unless DATABASE_URL is
@@ -67,7 +68,8 @@ def read(
         variable = "DATABASE_URL" if field.name == "database_url" else f"CONSENT_{field.name.upper()}"
         if variable in environment:
             text = environment[variable]
-            values[field.name] = int(text) if "int" in str(field.type) and text.isascii() and text.isdigit() else text
+            is_number = text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS
+            values[field.name] = int(text) if "int" in str(field.type) and is_number else text
             origin[field.name] = variable
     for name, value in given.items():
         if value is not None:
@@ -76,6 +78,11 @@ def read(
     lines = [f"  {variable}: is no setting; {hint}" for variable, hint in _unknown(environment)]
     if serving and values.get("database_url") is not None and values.get("secret") is None:
         lines.append(f"  {UNHASHED}")
+    lines += [
+        f"  {origin[name]}: is not UTF-8"
+        for name, value in values.items()
+        if isinstance(value, str) and not _is_text(value)
+    ]
     try:
         chosen = decode.convert(values, Settings)
     except Invalid as invalid:
@@ -86,6 +93,15 @@ def read(
     if lines:
         raise SetupError("\n".join(["Some settings cannot be used:", *lines]))
     return chosen
+
+
+def _is_text(value: str) -> bool:
+    """Whether bytes of the environment were text."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _unknown(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
@@ -119,7 +135,13 @@ def secret(settings: Settings) -> bytes:
     file = Path(settings.data) / "secret"
     if not file.exists():
         keep(file, secrets.token_hex(32))
-    return file.read_text(encoding="ascii").strip().encode()
+    try:
+        kept = file.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SetupError(f"The root secret in {file} cannot be read: {error}.") from None
+    if len(kept) < MIN_SECRET:
+        raise SetupError(f"{file} holds less than the {MIN_SECRET} characters of a root secret. Give back the file.")
+    return kept.encode()
 
 
 def keep(file: Path, text: str) -> None:

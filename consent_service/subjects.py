@@ -46,6 +46,12 @@ class Hasher:
         """Callers put order numbers and names into their keys: those are kept as hashes too."""
         return self._hash(b"idempotency " + part, value)
 
+    def body(self, raw: bytes) -> bytes:
+        """What tells whether two calls say the same."""
+        keyed = self._keyed.copy()
+        keyed.update(b"body\0" + raw)
+        return keyed.digest()
+
     def once(self, kind: str, value: str) -> bytes:
         """What must not be taken twice, or not any more: a challenge, a token, a session."""
         return self._hash(kind.encode(), value)

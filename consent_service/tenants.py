@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -17,6 +18,12 @@ class LogId(msgspec.Struct, frozen=True):
     """Which ledger a tenant owns."""
 
     log_id: int
+
+
+class Check(msgspec.Struct, frozen=True):
+    """What tells whether a root secret is the right one."""
+
+    secret_check: bytes
 
 
 class Plan(NamedTuple):
@@ -49,6 +56,24 @@ class Plan(NamedTuple):
 _ADD = db.one("ledger", "add_tenant", LogId)
 _ADD_HEAD = db.execute("ledger", "add_head")
 _READ = db.one("ledger", "read_tenant", LogId)
+_KEEP_CHECK = db.execute("ledger", "keep_check")
+_READ_CHECK = db.one("ledger", "read_check", Check)
+
+
+async def demand_secret(connection: db.Connection, secret: bytes) -> None:
+    """Refuse a root secret that is not the one which the database was filled under: nothing would be found any more.
+
+    Raises:
+        SetupError: it is another one.
+    """
+    check = hmac.digest(secret, b"ca/v1 check", "sha256")
+    await _KEEP_CHECK(connection, check)
+    row = await _READ_CHECK(connection)
+    if row is None or not hmac.compare_digest(row.secret_check, check):
+        raise SetupError(
+            "The root secret is not the one that this database was filled under. Give back the file `secret` of the "
+            "data folder, or CONSENT_SECRET as it was; or use another database."
+        )
 
 
 async def find(connection: db.Connection, slug: str) -> int | None:

@@ -6,7 +6,7 @@ linked to it at the moment, or an identifier that is linked to nothing. Then
 - what any of these identifiers permits counts while it is linked; of one that was linked to somebody else before, only
   what was recorded since;
 - a no counts wherever it was said, and was carried to every identifier that was linked when it was recorded;
-- a thing that changes hands brings nothing from outside its present tenure;
+- a thing that changes hands brings nothing from outside its present tenure, whenever that is reported;
 - groups restrict and never consent; a guardian's link says until when a child is one.
 """
 
@@ -44,7 +44,7 @@ class Member(msgspec.Struct, frozen=True, gc=False):
     shared: bool
     """Whether it is a thing that changes hands."""
     began_at: datetime | None
-    """Since when it is linked: later than whatever had been recorded before."""
+    """Since when it is linked, later than whatever was recorded before; of a thing that is nobody's, since when."""
     until: datetime | None
     """When the link ends by itself."""
 
@@ -115,9 +115,7 @@ class Snapshot(NamedTuple):
 
     def own(self, identifier: bytes) -> Person:
         """The identifier as if it were linked to nothing; what was carried to it stays."""
-        member = msgspec.structs.replace(self.members[identifier], kind="self", link=None)
-        rows = [row for row in self.standing.get(identifier, {}).values() if _counts(member, row)]
-        return Person((member,), _own(rows), ALONE)
+        return own(self.members[identifier], self.standing)
 
 
 _READ = db.headed("tenures", "read_persons", Head, Member, State)
@@ -134,9 +132,18 @@ class Found(NamedTuple):
     """By identifier."""
 
 
-async def find(connection: db.Connection, log_id: int, identifiers: Sequence[bytes], shared: Sequence[bool]) -> Found:
-    """The members of every person that the identifiers stand for, and the rows that stand, at one revision."""
-    found = await _READ(connection, log_id, identifiers, shared)
+async def find(
+    connection: db.Connection,
+    log_id: int,
+    identifiers: Sequence[bytes],
+    shared: Sequence[bool],
+    now: datetime | None = None,
+) -> Found:
+    """The members of every person that the identifiers stand for, and the rows that stand, at one revision.
+
+    `now`: the moment whose links are meant, where that was read before.
+    """
+    found = await _READ(connection, log_id, identifiers, shared, now)
     if found is None:
         raise NotFound("There is no such tenant.")
     members: dict[bytes, dict[tuple[bytes, UUID | None], Member]] = {}
@@ -207,11 +214,24 @@ def person(members: Sequence[Member], standing: Mapping[bytes, Standing]) -> Per
     )
 
 
+def own(member: Member, standing: Mapping[bytes, Standing]) -> Person:
+    """One identifier as if it were linked to nothing; what was carried to it stays."""
+    member = msgspec.structs.replace(member, kind="self", link=None)
+    rows = [row for row in standing.get(member.member, {}).values() if _counts(member, row)]
+    return Person((member,), _own(rows), ALONE)
+
+
 def _counts(member: Member, row: State) -> bool:
     """Whether a row of an identifier speaks for the person."""
     if member.shared:
-        return row.tenure == member.member_tenure if member.member_tenure else row.tenure > member.base
+        in_tenure = row.tenure == member.member_tenure if member.member_tenure else row.tenure > member.base
+        return in_tenure and speaks_for(member, row)
     return row.tenure > member.base or row.status in CARRIED
+
+
+def speaks_for(member: Member, row: State) -> bool:
+    """Whether what was said on an identifier was said by whoever has it now: a thing may have been somebody else's."""
+    return not member.shared or member.began_at is None or row.occurred_at >= member.began_at
 
 
 def _own(rows: Iterable[State], guardians: frozenset[bytes] = frozenset()) -> list[State]:

@@ -19,7 +19,7 @@ from consent_service import app, auth, db, keys
 from consent_service.auth import Credential, Keyring
 from consent_service.errors import Invalid, NotFound, SetupError, Unauthenticated, Unavailable
 from consent_service.keys import Issued
-from consent_service.policies import Policy
+from consent_service.policies import Policy, store
 
 ROOT = SECRET.encode()
 SHOP = "https://shop.example"
@@ -578,3 +578,25 @@ async def test_a_name_may_be_anything_printable(tenant: Tenant):
     name = f"Büro Süd „{uuid.uuid4().hex}“ — 店"
     await make(tenant, name=name)
     assert (await listed(tenant)).name == name
+
+
+async def test_the_hash_of_one_key_lets_nobody_in_as_another(tenant: Tenant, services: app.Services):
+    async with db.connection(services.pool, tenant.log_id) as connection:
+        await connection.execute(
+            """UPDATE credential SET secrets = (SELECT secrets FROM credential WHERE id = 'publishable')
+               WHERE id = 'dpo'"""
+        )
+    forged = tenant.keys["publishable"].replace(f"pk_{tenant.log_id}_publishable_", f"ok_{tenant.log_id}_dpo_")
+    with pytest.raises(Unauthenticated):
+        await auth.Keyring(services.pool, SECRET.encode()).authenticate(forged)
+
+
+async def test_what_one_tenant_wrote_among_the_issuers_keeps_out_nobody(tenant: Tenant, services: app.Services):
+    async with db.connection(services.pool, tenant.log_id) as connection:
+        before = await store.read_issuers(connection)
+        await connection.execute("UPDATE tenant SET issuers = 'no JSON' WHERE log_id = $1", tenant.log_id)
+        assert await store.read_issuers(connection) == before
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await connection.execute("INSERT INTO tenant (log_id, slug, issuers) VALUES (999999999, 'evil', '[]')")
+        with pytest.raises(asyncpg.CheckViolationError):
+            await connection.execute("INSERT INTO tenant (log_id, slug) VALUES (2147483647, 'evil')")

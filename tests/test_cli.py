@@ -157,6 +157,7 @@ def test_a_file_that_cannot_be_read_is_said(bare: Path, text: bytes):
         ("migrate", "no address at all"),
         ("migrate", "postgresql://x@/x?host=/nowhere"),
         ("migrate", "mysql://x"),
+        ("migrate", "postgresql://x@127.0.0.1:70000/x"),
     ],
 )
 def test_a_database_that_is_not_there_is_2(bare: Path, command: str, url: str):
@@ -166,7 +167,57 @@ def test_a_database_that_is_not_there_is_2(bare: Path, command: str, url: str):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "given", "said"),
+    [
+        (("--data", ""), {}, "--data: data "),
+        ((), {"CONSENT_POOL": "9" * 5_000}, "CONSENT_POOL: pool "),
+        ((), {"CONSENT_SECRET": "s" * 40 + "\udcff"}, "CONSENT_SECRET: is not UTF-8"),
+        (("--ready-file", ""), {}, "ready file"),
+    ],
+)
+def test_odd_settings_are_refused_before_anything_is_made(
+    bare: Path, options: tuple[str, ...], given: dict[str, str], said: str
+):
+    done = consent(bare, "demo", "--port", "0", *options, **given)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(bare.iterdir()) == []
+
+
 # Starting
+
+
+@pytest.mark.parametrize("kept", [None, b"", b"too short", b"\xff" * 40, b"x" * 64])
+def test_another_root_secret_is_refused_and_nothing_is_forgotten(place: Path, kept: bytes | None):
+    file = place / "data" / "secret"
+    secret = file.read_bytes()
+    file.unlink()
+    if kept is not None:
+        file.write_bytes(kept)
+    for command in (("serve", "--port", "0"), ("key", "list", "--tenant", "demo")):
+        done = consent(place, *command, "--data", "data")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "secret" in done.stderr
+        assert "Traceback" not in done.stderr
+    file.write_bytes(secret)
+    assert consent(place, "key", "list", "--tenant", "demo", "--data", "data").returncode == 0
+
+
+def test_keys_of_the_demo_that_cannot_be_read_are_said(place: Path):
+    (place / "data" / "keys.json").write_text("{")
+    done = consent(place, "demo", "--port", "0", "--data", "data")
+    assert (done.returncode, "Move it away" in done.stderr, "Traceback" in done.stderr) == (2, True, False)
+
+
+def test_an_output_that_cannot_be_written_is_said(place: Path):
+    with Path("/dev/full").open("w", encoding="ascii") as full:
+        done = subprocess.run(
+            [CONSENT, "key", "list", "--tenant", "demo", "--data", "data"],
+            cwd=place, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert (done.returncode, "cannot be written" in done.stderr, "Traceback" in done.stderr) == (2, True, False)
 
 
 def test_a_taken_port_is_said_at_once_and_leaves_nothing(bare: Path):

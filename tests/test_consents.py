@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import random
 import uuid
 from datetime import UTC, datetime, timedelta
@@ -16,11 +17,12 @@ from conftest import NOTICE, Tenant, Tenants
 
 from consent_service import auth, clock, db, demo, tenants
 from consent_service.consents import Writer
+from consent_service.consents.model import Record
 from consent_service.devices import Devices
 from consent_service.ledger import Ledgers
 from consent_service.policies import Policy, store
 from consent_service.states import STATUSES
-from consent_service.subjects import normal_contact
+from consent_service.subjects import Subject, normal_contact
 from consent_service.vault import Place
 
 WEB = {"purpose": "analytics", "status": "given", "channel": "web"}
@@ -910,3 +912,27 @@ async def test_two_processes_that_overtake_each_other_lose_and_double_nothing(te
             "SELECT idx, sequence FROM consent_event WHERE log_id = $1 ORDER BY idx", tenant.log_id
         )
     assert [(row["idx"], row["sequence"]) for row in rows] == [(n, n + 1) for n in range(120)]
+
+
+async def test_an_act_that_cannot_be_worked_on_fails_alone(tenant: Tenant, person: dict[str, str]) -> None:
+    """A damaged key of one strand is nobody else's matter."""
+    yes = {"purpose": "analytics", "status": "given", "channel": "web"}
+    assert (await tenant.record(yes, subject=person)).status_code == 201
+    ledger = tenant.services.ledgers.of(tenant.log_id)
+    async with ledger.connection() as connection:
+        await connection.execute("UPDATE strand SET key = set_byte(key, 20, 255 - get_byte(key, 20))")
+    others = [{"type": "login", "id": uuid.uuid4().hex} for _ in range(20)]
+    answers = await asyncio.gather(*(tenant.record(yes, subject=one) for one in [*others[:10], person, *others[10:]]))
+    assert [answer.status_code for answer in answers] == [201] * 10 + [500] + [201] * 10
+
+
+async def test_what_tells_two_bodies_apart_cannot_be_guessed_from(tenant: Tenant, person: dict[str, str]) -> None:
+    """Telephone numbers are few: a plain hash of a body would name them."""
+    assert (await tenant.post("/v1/consents", {"subject": person, "records": [NO]})).status_code == 201
+    subject, record = Subject(**person), Record(purpose="analytics", status="withdrawn")
+    said = msgspec.json.encode((subject, (record,), None, None, None, None), order="sorted")
+    hasher = tenant.services.ledgers.of(tenant.log_id).hasher
+    async with tenant.services.ledgers.of(tenant.log_id).connection() as connection:
+        (body,) = [row["body"] for row in await connection.fetch("SELECT body FROM idempotency")]
+    assert body == hasher.body(said), "this is what was hashed"
+    assert body != hashlib.sha256(said).digest()

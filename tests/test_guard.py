@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from consent_service import errors, guard, log
 from consent_service.auth import Credential, Keyring
 from consent_service.guard import Guard, Operation, refusals
+from consent_service.guard import door as door_of_the_guard
 from consent_service.guard.body import MAX_DEPTH, is_too_deep
 from consent_service.guard.deadline import Deadline
 from consent_service.guard.limits import Limits
@@ -878,6 +879,29 @@ async def test_a_slow_body_is_cut_off(http):
         assert statuses(heard) == [408]
         assert door.behind.scopes == []
         assert statuses(await talk(door.port, post(GOOD)[:-5], 0.05, GOOD[-5:])) == [200]
+
+
+@pytest.mark.parametrize("revoked", [True, False])
+async def test_a_body_that_took_long_is_taken_from_whoever_may_still_send_it(monkeypatch, revoked):
+    monkeypatch.setattr(door_of_the_guard, "FRESH_S", 0.01)
+    keys, behind, sent = Keys(), Behind(), []
+    chunks = [b'{"name":', b'"x"}']
+
+    async def receive() -> Any:
+        if len(chunks) == 1:
+            await asyncio.sleep(0.02)
+            keys.seen.clear()
+            if revoked:
+                monkeypatch.delitem(KEYS, "sk_all")
+        return {"type": "http.request", "body": chunks.pop(0), "more_body": bool(chunks)}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await Guard(behind, OPERATIONS, keys)(scope_of("POST", "/v1/check", auth(content_length="12")), receive, send)
+    assert sent[0]["status"] == (401 if revoked else 200)
+    assert behind.bodies == ([] if revoked else [GOOD])
+    assert keys.asked == ["sk_all", "sk_all"]
 
 
 async def test_chunked_bodies(http):

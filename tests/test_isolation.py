@@ -71,7 +71,7 @@ def issuers(word: str) -> tuple[Issuer, ...]:
 
     return (
         one(LOGIN, "login", clients=(f"shop-{word}",)),
-        one(MACHINES, "service", scopes=("check", "write:attested", "links", "state")),
+        one(MACHINES, "service", clients=("c",), scopes=("check", "write:attested", "links", "state")),
         one(STAFF, "officer", roles={"boss": "admin"}),
     )
 
@@ -494,7 +494,7 @@ def test_every_operation_and_every_field_is_called() -> None:
 
 IDS = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|d[vt]_[0-9]+_[\w-]{22}(?:_[\w-]{43})?")
 PASSING = re.compile(
-    r'[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]+Z|(?<="nonce":")[\w-]+|(?<="error_id":")\w+|\b(client|officer|person)-[0-9a-f]{32}\b'
+    r'[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]+Z|(?<="nonce":")[\w-]+|(?<="error_id":")\w+|\b(client|officer|person):[0-9a-f]{32}\b'
 )
 
 
@@ -833,7 +833,7 @@ async def test_the_service_works_as_a_role_without_powers(world: World, services
                WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'"""
         )
     assert not any(row["ours"] for row in tables)
-    assert {row["relname"] for row in tables if row["relrowsecurity"]} == {*await world.tables()}
+    assert {row["relname"] for row in tables if row["relrowsecurity"]} == {"deployment", *await world.tables()}
 
 
 async def test_a_connection_sees_the_rows_of_one_tenant(world: World) -> None:

@@ -7,7 +7,7 @@ from the rules below and from nothing else: it shares no code, no strands, no st
    has no higher grade; an imported yes holds against none.
 2. While linked, the identifiers of a person are decided about together: every no counts, and every yes but those that
    a linked identifier gave before the end of an earlier tenure; an account's own stay its own. Of a thing that changes
-   hands only what was said in the present tenure counts.
+   hands only what was said in the present tenure counts, by the time at which it was said as well.
 3. A yes from before the link, reported when it may, against an earlier no on another identifier: the purpose's
    `conflict` decides. What was said once they were linked is the person's answer.
 4. A no while linked is carried to all identifiers of the person and stays there when the link ends.
@@ -238,7 +238,8 @@ class Oracle:
             said = Said(step.who, purpose, step.status == "given", grade, -step.ago or self.now, self.now,
                         step.method == "form")  # fmt: skip
             self.said.append(said)
-            if not said.yes:
+            late = step.who in PASSED_ON and said.occurred < self.begin(step.who)
+            if not said.yes and not late:
                 account, person = self.person(step.who)
                 for holder in person:
                     if holder != step.who:
@@ -303,7 +304,9 @@ class Oracle:
     def counts(self, said: Said, person: list[str]) -> bool:
         """Whether a record on one of the person's identifiers counts as such."""
         together = len(person) > 1
-        return said.who in person and said.recorded > self.start(said.who, together=together, yes=said.yes)
+        start = self.start(said.who, together=together, yes=said.yes)
+        late = said.who in PASSED_ON and said.occurred < start  # reported by or for somebody who had it before
+        return said.who in person and said.recorded > start and not late
 
     def own(self, purpose: str, person: list[str]) -> list[Said]:
         """What was said on the person's identifiers."""
@@ -311,7 +314,9 @@ class Oracle:
 
     def is_carried(self, carried: Carried) -> bool:
         """Whether a no still is with who got it."""
-        passed_on = carried.holder in PASSED_ON and self.tie(carried.holder) not in carried.ties
+        passed_on = carried.holder in PASSED_ON and (
+            self.tie(carried.holder) not in carried.ties or carried.said.occurred < self.begin(carried.holder)
+        )
         return not passed_on and not any(tie.annulled for tie in carried.ties)
 
     # decisions
@@ -351,7 +356,7 @@ class Oracle:
             if one.holder == yes.who:
                 yield Path(one.since, one.account, no.who)
         for one in copies:
-            if one.holder != yes.who:
+            if one.holder != yes.who and no not in own:
                 yield Path(max(self.begin(yes.who), self.begin(one.holder), one.since), account, one.holder)
 
     @staticmethod

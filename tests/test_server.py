@@ -283,7 +283,9 @@ def test_the_service_goes_on_when_the_postmaster_is_killed(place: Path):
         os.kill(killed, signal.SIGKILL)
         assert client.call("GET", "/livez", key="").status == 200
         pid = demo.data / "pg" / "postmaster.pid"
-        assert within(10, lambda: pid.exists() and demo.postmaster() != killed)  # until then its orphans may answer
+        assert within(
+            10, lambda: pid.exists() and pid.read_text() and demo.postmaster() != killed
+        )  # until then its orphans may answer
         assert within(10, lambda: client.call("GET", "/readyz", key="").status == 200)
         assert client.check("ada").allow == (True, "consent")
         assert demo.workers() == worker  # no worker had to go for it
@@ -320,6 +322,37 @@ def test_demos_that_start_at_once_on_a_new_folder_agree_on_the_keys():
         finally:
             codes = [demo.stop() for demo in demos]
         assert codes == [0] * 3
+
+
+def test_only_what_belongs_to_a_head_counts_against_it(place: Path):
+    with running(place) as demo:
+        body = json.dumps(CHECK).encode()
+        request = (
+            f"POST /v1/check HTTP/1.1\r\nHost: t\r\nAuthorization: Bearer {demo.keys['service']}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        ).encode() + body
+        with socket.create_connection(("127.0.0.1", demo.port), timeout=20) as connection:
+            connection.sendall(request * 300 + request[:40])
+            heard = b""
+            while heard.count(b"HTTP/1.1 200") < 300 and (piece := connection.recv(65_536)):
+                heard += piece
+            assert heard.count(b"HTTP/1.1 200") == 300
+        with socket.create_connection(("127.0.0.1", demo.port), timeout=20) as connection:
+            connection.sendall(b"GET /livez HTTP/1.1\r\nHost: t\r\nX: " + b"x" * 70_000 + b"\r\n\r\n")
+            heard = connection.recv(65_536)
+            assert heard.startswith(b"HTTP/1.1 400") or not heard
+
+
+async def test_whoever_serves_owns_nothing(place: Path):
+    with running(place) as demo:
+        connection = await asyncpg.connect(demo.database_url())
+        logins = await connection.fetch(
+            "SELECT DISTINCT usename FROM pg_stat_activity WHERE application_name = 'consent'"
+        )
+        owned = await connection.fetchval("SELECT count(*) FROM pg_tables WHERE tableowner = 'consent_worker'")
+        await connection.close()
+    assert [row["usename"] for row in logins] == ["consent_worker"]
+    assert owned == 0
 
 
 async def test_a_worker_that_stands_still_with_the_ledger_in_hand_does_not_hold_up_the_other(place: Path):

@@ -20,7 +20,7 @@ from consent_service.ledger import lock_head
 ROOMS = (app, bench, tenants)
 """Imported, so that every room has declared its queries."""
 
-EXEMPT = {"migration", "tenant"}
+EXEMPT = {"migration", "deployment", "tenant"}
 """Tables about the deployment itself: which migrations ran, and the reference table that maps slugs to ledgers."""
 BENCH = {"bench.plain_insert", "bench.plain_table"}
 """Run against a table that only the benchmark's database has."""

@@ -8,27 +8,36 @@ from uuid import UUID
 
 from consent_service.consents.model import Recorded, StateNow
 from consent_service.consents.prepare import FOR_ALL, Act, Prepared
-from consent_service.decisions import REASONS, Ask, Decision, Reason, decide
+from consent_service.decisions import REASONS, Ask, Decision, Reason, decide, is_silenced
 from consent_service.ledger import Revision
 from consent_service.policies import Policy
-from consent_service.states import ALL_PURPOSES, ANY, RESTRICTIVE, SLOT, Slot
+from consent_service.states import ALL_PURPOSES, ANY, GRANTS, RESTRICTIVE, SLOT, Slot, State
 from consent_service.tenures import Person
 
 
 def recorded(
-    act: Act, records: list[Prepared], who: Person, event: UUID, revision: Revision, now: datetime
+    act: Act, records: list[Prepared], rows: list[State], who: Person, event: UUID, revision: Revision, now: datetime
 ) -> Recorded:
-    """The answer to an act: every purpose × channel that it spoke about, as a check would now see it."""
-    asked: dict[tuple[str, str | None, bytes, str], tuple[Prepared, Ask]] = {}
+    """The answer to an act: every purpose × channel that it spoke about, as a check would now see it.
+
+    `rows`: what each record became.
+    """
+    asked: dict[tuple[str, str | None, bytes, str], tuple[Prepared, State, Ask]] = {}
     reuse = timedelta(0)
-    for record in records:
+    for record, row in zip(records, rows, strict=True):
         for ask in _asked(act.policy, record):
-            asked[ask.purpose, ask.channel, record.contact, record.recipient] = record, ask
+            asked[ask.purpose, ask.channel, record.contact, record.recipient] = record, row, ask
             if record.status in RESTRICTIVE:
                 reuse = max(reuse, act.policy.purposes[ask.purpose].reuse_window)
-    found = [
-        _state_now(record, ask, decide(act.policy, who.states, ask, now, who.ties)) for record, ask in asked.values()
-    ]
+    found = []
+    for record, row, ask in asked.values():
+        decision = decide(act.policy, who.states, ask, now, who.ties)
+        silenced = (
+            not decision.allow
+            and record.status in GRANTS
+            and is_silenced(act.policy, who.states, ask, row, now, who.ties)
+        )
+        found.append(_state_now(record, ask, decision, silenced=silenced))
     return Recorded(
         event=event,
         states=found,
@@ -51,8 +60,8 @@ def _asked(policy: Policy, record: Prepared) -> Iterator[Ask]:
                 yield Ask(purpose, channel, record.contact or None, record.recipient or None)
 
 
-def _state_now(record: Prepared, ask: Ask, decision: Decision) -> StateNow:
-    remedy = _remedy(record, decision)
+def _state_now(record: Prepared, ask: Ask, decision: Decision, *, silenced: bool) -> StateNow:
+    remedy = _OUTWEIGHED if silenced else _remedy(record, decision)
     return StateNow(
         purpose=ask.purpose,
         channel=ask.channel,
@@ -69,6 +78,7 @@ def _state_now(record: Prepared, ask: Ask, decision: Decision) -> StateNow:
 
 
 _PENDING: frozenset[Reason] = frozenset({"requested", "not_yet_valid", "age_unverified", "guardian_missing"})
+_OUTWEIGHED = "An earlier no outweighs this: it takes a later act of the person, on evidence at least as strong."
 _BLOCKED: frozenset[Reason] = frozenset({"withdrawn", "refused", "objected", "restricted", "suppressed"})
 
 
@@ -76,7 +86,7 @@ def _remedy(record: Prepared, decision: Decision) -> str | None:
     """Why a record changed nothing, and what would; None where it took effect."""
     match SLOT[record.status]:
         case Slot.GRANT if not decision.allow and decision.reason in _BLOCKED:
-            return "An earlier no outweighs this: it takes a later act of the person, on evidence at least as strong."
+            return _OUTWEIGHED
         case Slot.GRANT if not decision.allow and decision.reason not in _PENDING:
             return REASONS[decision.reason]
         case Slot.BLOCK | Slot.OBJECTION | Slot.RESTRICTION if decision.allow and record.status != "restriction_lifted":

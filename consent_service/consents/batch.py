@@ -15,7 +15,7 @@ from consent_service import ids
 from consent_service.consents.answer import recorded
 from consent_service.consents.model import Shown
 from consent_service.consents.prepare import Act, Prepared
-from consent_service.decisions import Ask, decide
+from consent_service.decisions import Ask, decide, open_conflicts
 from consent_service.errors import ConsentError, FieldError, Invalid, KeyReused
 from consent_service.ledger import Head, Ledger, Revision
 from consent_service.policies import GRADES
@@ -34,7 +34,7 @@ from consent_service.states import (
     slot_of,
 )
 from consent_service.subjects import Subject, normal_contact
-from consent_service.tenures import Member, Person, person
+from consent_service.tenures import Member, Person, own, person, speaks_for
 from consent_service.vault import VALUE, Place, StrandKey, answer_to, contact_of
 
 MAX_CONTACTS = 32
@@ -91,6 +91,8 @@ class Batch:
         self.contacts: dict[tuple[bytes, int, bytes], bytes] = {}
         self.changed: dict[tuple[bytes, StateKey], tuple[int, State]] = {}
         """The rows to write, each with its event's place in `events`."""
+        self.conflicts: set[tuple[UUID, str, str]] = set()
+        """That are open since: by link, purpose and channel."""
         self.answered: dict[tuple[str, bytes, bytes], tuple[bytes, bytes]] = {}
         self.events: list[tuple[Any, ...]] = []
 
@@ -140,9 +142,9 @@ class Batch:
                 if place not in self.contacts:
                     value = normal_contact(record.contact_value).encode()
                     self.contacts[place] = strand.key.seal(contact_of(record.contact), value)
+        self._note_conflicts(act, records, members)
         revision = Revision(self.head.epoch, self.head.size + len(self.events) + 1)
-        after = person(members, self.standing)
-        answer = _ANSWER.encode(recorded(act, records, after, event, revision, now))
+        answer = _ANSWER.encode(recorded(act, records, states, self._told(act, members), event, revision, now))
         shown = act.notice or _NO_NOTICE
         self.events.append((
             event, act.identifier, strand.tenure, strand.events, ",".join([r.purpose for r in records]),
@@ -152,6 +154,23 @@ class Batch:
             act.method or "",
         ))  # fmt: skip
         return answer
+
+    def _note_conflicts(self, act: Act, records: list[Prepared], members: list[Member]) -> None:
+        """What is said late may contradict what was said before two identifiers were linked."""
+        links = [(m.began_at, m.link) for m in members if m.kind == "identity" and m.link is not None]
+        if not links:
+            return
+        who, purposes = person(members, self.standing), act.policy.purposes
+        named = {purpose for r in records for purpose in act.policy.family.get(r.purpose, purposes)}
+        _, link = max(links, key=lambda one: one[0] or self.head.now)
+        found = open_conflicts(act.policy, who.states, sorted(named), self.head.now, who.ties)
+        self.conflicts |= {(link, purpose, channel) for purpose, channel in found}
+
+    def _told(self, act: Act, members: list[Member]) -> Person:
+        """The person whose state the answer tells: all of it to who vouches for it, to a device what is its own."""
+        if act.whole:
+            return person(members, self.standing)
+        return own(next(m for m in members if m.member == act.identifier), self.standing)
 
     def _strand(self, act: Act, known: BatchRow, members: list[Member]) -> Strand:
         """The strand of this event, with the event counted; a new one where the last tenure is over."""
@@ -182,7 +201,11 @@ class Batch:
         if record.status == "renewed" and act.policy.purposes[record.purpose].double_opt_in:
             ask = Ask(record.purpose, record.channel, record.contact or None, record.recipient or None)
             where = (record.purpose, record.channel, record.contact, record.recipient)
-            confirmed = [state for state in who.states if state.key[:4] == where or state.slot in _NOES]
+            confirmed = [
+                state
+                for state in who.states
+                if (state.key[:4] == where and state.identifier == act.identifier) or state.slot in _NOES
+            ]  # what another identifier confirmed would stay confirmed here when the two are linked no more
             if not decide(act.policy, confirmed, ask, now, who.ties).allow:
                 record = replace(record, status="requested")
         return record
@@ -205,6 +228,8 @@ class Batch:
             yield [place[part] for place in self.contacts]
         yield list(self.contacts.values())
         yield from self._state_rows()
+        for part in range(3):
+            yield [conflict[part] for conflict in self.conflicts]
 
     def _state_rows(self) -> Iterator[str]:
         """Rows that can stand nowhere yet, as what they have beyond their event; then the others, whole."""
@@ -288,7 +313,9 @@ def _state(act: Act, record: Prepared, tenure: int, event: UUID, who: Person, no
     slot, occurred_at = slot_of(record.status, act.method, guardian=bool(act.guardian)), record.occurred_at or now
     valid_for = act.policy.purposes[record.purpose].valid_for if record.status in GRANTS else None
     expires_at = None if valid_for is None else valid_for.after(occurred_at)
-    if slot == Slot.GUARDIAN and who.ties.minor_until is not None:  # then the child decides
+    # A guardian's yes holds until the child decides; the child's own never comes to hold by its growing up alone.
+    ends = slot == Slot.GUARDIAN or (record.status in GRANTS and act.policy.purposes[record.purpose].age is not None)
+    if ends and who.ties.minor_until is not None:
         expires_at = who.ties.minor_until if expires_at is None else min(expires_at, who.ties.minor_until)
     guardian = next((m for m in who.members if m.kind == "guardian" and m.member == act.guardian), None)
     via = guardian.link.bytes if slot == Slot.GUARDIAN and guardian is not None and guardian.link is not None else b""
@@ -304,6 +331,8 @@ def _carried(act: Act, state: State, members: list[Member]) -> Iterator[State]:
     if len(members) == 1 or state.status not in CARRIED:
         return
     mine = next((m for m in members if m.member == act.identifier and m.kind == "identity"), None)
+    if mine is not None and not speaks_for(mine, state):
+        return
     for other in members:
         if other.kind not in ("self", "identity") or other.member == act.identifier:
             continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, cast
@@ -55,6 +54,8 @@ class Act(msgspec.Struct, frozen=True, gc=False):
     method: Method | None
     evidence: dict[str, Any] | None
     grade: int
+    whole: bool
+    """Whether the caller may be told what holds for the person, or for the identifier alone."""
     guardian: bytes
     """Keyed hash of the guardian who acted; b"" where none did."""
     guardian_subject: Subject | None
@@ -188,6 +189,8 @@ class _Preparation:
         return utc if utc >= _EARLIEST else None
 
     def _unknown_purpose(self, record: Record) -> str:
+        if len(self.errors) >= decode.MAX_ERRORS:
+            return "is no purpose of this policy"
         if record.purpose == ALL_PURPOSES:
             return f"`*` is for restrictive records; `{record.status}` names one purpose at a time"
         return decode.unknown(list(self.policy.purposes), record.purpose, "is no purpose of this policy")
@@ -245,7 +248,7 @@ def read(raw: bytes) -> Sent:
     try:
         body = decode.body(raw, ConsentBody, unique=True)
     except Invalid as error:
-        rest = _salvage(msgspec.json.decode(raw), error.errors)
+        rest = _salvage(decode.tree(raw), error.errors)
         if rest is None:
             raise
         return rest
@@ -309,7 +312,7 @@ def prepare(
     body = sent.body
     prepared = _Preparation(policy, sent, credential, hasher, clock.now())
     key, key_errors = _idempotency_key(body.id, key)
-    errors = [*sent.errors, *_beyond(sent.errors, prepared.errors), *key_errors]
+    errors = [*sent.errors, *_beyond(sent.errors, prepared.errors), *key_errors][: decode.MAX_ERRORS]
     noes = [record for record in prepared.records if record.status in RESTRICTIVE]
     if not errors and key is None and any(record.status not in _WITHOUT_KEY for record in body.records):
         if not noes:
@@ -327,7 +330,7 @@ def prepare(
         # Without a key of its own an act still gets one: it tells after a lost connection whether it was written.
         # The noes of a refused call have a key beside the caller's, which stays free for the corrected call.
         key=ids.random() if key is None else hasher.idempotency_key(key, b"noes" if errors else b"whole"),
-        body_hash=_body_hash(body),
+        body_hash=_body_hash(body, hasher),
         identifier=hasher.identifier(body.subject),
         subject=body.subject,
         records=tuple(dict.fromkeys(records)),
@@ -336,6 +339,7 @@ def prepare(
         method=body.method,
         evidence=body.evidence,
         grade=grade_of(credential, body.method),
+        whole=attests(credential) or credential.kind == "person",
         guardian=b"" if body.guardian is None else hasher.identifier(body.guardian),
         guardian_subject=body.guardian,
     )
@@ -372,7 +376,7 @@ def earlier(sent: Sent, credential: Credential, key: str | None, hasher: Hasher)
     if key is None:
         return None
     device = _device(sent.body, credential, hasher)
-    return Earlier(credential.id, device, hasher.idempotency_key(key, b"whole"), _body_hash(sent.body))
+    return Earlier(credential.id, device, hasher.idempotency_key(key, b"whole"), _body_hash(sent.body, hasher))
 
 
 def _device(body: ConsentBody, credential: Credential, hasher: Hasher) -> bytes:
@@ -406,7 +410,7 @@ def _idempotency_key(in_body: str | None, in_header: str | None) -> tuple[str | 
 _SAID = msgspec.json.Encoder(order="sorted")
 
 
-def _body_hash(body: ConsentBody) -> bytes:
-    """What makes two calls the same: everything but the key itself."""
+def _body_hash(body: ConsentBody, hasher: Hasher) -> bytes:
+    """What makes two calls the same: everything but the key itself. Keyed, because names can be guessed."""
     said = (body.subject, body.records, body.notice, body.method, body.evidence, body.guardian)
-    return hashlib.sha256(_SAID.encode(said)).digest()
+    return hasher.body(_SAID.encode(said))

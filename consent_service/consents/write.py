@@ -203,7 +203,7 @@ class _Book:
         standing: dict[bytes, Standing] = {}
         if returning:
             shared = [act.subject.type in act.policy.tenant.shared for act in returning.values()]
-            now, members, standing = await find(connection, log_id, list(returning), shared)
+            now, members, standing = await find(connection, log_id, list(returning), shared, head.now)
             if now.revision != head.revision or now.policy != head.policy:
                 return None
         batch = Batch(self.ledger, head, members, standing)

@@ -1,7 +1,17 @@
 """Decisions: may this person's data be processed for this purpose, now, on this channel?"""
 
 from consent_service.decisions.check import Checker
-from consent_service.decisions.decide import ALLOWS, REASONS, Ask, Context, Decision, Reason, decide
+from consent_service.decisions.decide import (
+    ALLOWS,
+    REASONS,
+    Ask,
+    Context,
+    Decision,
+    Reason,
+    decide,
+    is_silenced,
+    open_conflicts,
+)
 from consent_service.decisions.model import (
     Answer,
     Check,
@@ -30,4 +40,6 @@ __all__ = [
     "SubjectBody",
     "SubjectState",
     "decide",
+    "is_silenced",
+    "open_conflicts",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Literal, NamedTuple, cast, get_args
 from uuid import UUID
@@ -97,6 +97,29 @@ def decide(policy: Policy, states: Sequence[State], ask: Ask, now: datetime, tie
     if ties.until is not None and _later(decision.valid_until, ties.until):
         return msgspec.structs.replace(decision, valid_until=ties.until)
     return decision
+
+
+def open_conflicts(
+    policy: Policy, states: Sequence[State], purposes: Iterable[str], now: datetime, ties: Ties
+) -> list[tuple[str, str]]:
+    """Purpose and channel of every conflict that nobody has resolved, for any contact and recipient that rows name."""
+    found: list[tuple[str, str]] = []
+    for purpose in purposes:
+        line = policy.lineage[purpose]
+        rows = [state for state in states if state.purpose in line or state.purpose == ALL_PURPOSES]
+        contacts: list[bytes | None] = [None, *sorted({state.contact for state in rows if state.contact})]
+        recipients: list[str | None] = [None, *sorted({state.recipient for state in rows if state.recipient})]
+        for channel in policy.purposes[purpose].channels:
+            asks = (Ask(purpose, channel, contact, recipient) for contact in contacts for recipient in recipients)
+            if any(decide(policy, rows, ask, now, ties).reason == "conflict_open" for ask in asks):
+                found.append((purpose, channel))
+    return found
+
+
+def is_silenced(policy: Policy, states: Sequence[State], ask: Ask, grant: State, now: datetime, ties: Ties) -> bool:
+    """Whether a grant has to give way to a no, whatever else is said about the question."""
+    question = _Question(policy, policy.purposes[ask.purpose], states, ask, now, ties)
+    return question.silences(grant)
 
 
 def _deny(reason: Reason, rule: str, state: State | None = None, until: datetime | None = None) -> Decision:
@@ -210,20 +233,38 @@ class _Question:
         return None
 
     def refusal(self) -> Decision | None:
-        """The no that stands, whether or not anything was granted; a later yes of the same group ends it."""
+        """The no that stands, whether or not anything was granted; a later yes as wide as the question ends it."""
         latest = max(self.blocks, key=_rank, default=None)
-        if latest is None or any(self._outweighed(grant) is None for grant in self.grants):
+        answers = (grant for grant in self.grants if self._is_as_wide(grant) and self._outweighed(grant) is None)
+        if latest is None or any(answers):
             return None
         return _deny(_said(latest), "withdrawal", latest)
 
+    def _is_as_wide(self, grant: State) -> bool:
+        """Whether a grant is good now for whatever contact and recipient the question may mean."""
+        expiry = self._expiry(grant)
+        good = grant.occurred_at <= self.now and (expiry is None or self.now < expiry)
+        return good and grant.contact in (b"", self.ask.contact) and grant.recipient in (ANY, self.ask.recipient)
+
     def restriction(self) -> Decision | None:
         """Art. 18: only storage, legal claims, and consent given after it go on."""
-        if not self.restrictions:
+        if not self.restrictions or self.purpose.runs_under_restriction:
             return None
-        latest = max(self.restrictions, key=_rank)
-        if latest.status != "restricted" or self.purpose.runs_under_restriction:
+        lifts = [state for state in self.restrictions if state.status != "restricted"]
+        standing = [
+            same
+            for same in _by_event(state for state in self.restrictions if state.status == "restricted")
+            if not any(lift.rank > same[0].rank and self._is_answered(lift, same) for lift in lifts)
+        ]
+        if not standing:
             return None
-        self.grants = [grant for grant in self.grants if grant.occurred_at > latest.occurred_at and grant.grade]
+        latest = max((same[0] for same in standing), key=_rank)
+        self.grants = [
+            grant
+            for grant in self.grants
+            if grant.grade
+            and all(grant.occurred_at > same[0].occurred_at and self._is_answered(grant, same) for same in standing)
+        ]
         self.by_consent = self._consent().allow
         return None if self.by_consent else _deny("restricted", "restriction", latest)
 
@@ -334,6 +375,10 @@ class _Question:
             reason = self._age(grant)
         return None if reason is None else (grant, _deny(reason, "consent", grant, until))
 
+    def silences(self, grant: State) -> bool:
+        """Whether a no stands against a grant."""
+        return self._outweighed(grant) is not None or self._conflict(grant) is not None
+
     def _outweighed(self, grant: State) -> State | None:
         """The no that a grant has to give way to: one as late or later, or one of stronger evidence, whenever it was.
 
@@ -374,21 +419,27 @@ class _Question:
 
         An answer is what the person did once the link was known; a yes of before it that is reported later is none.
         """
-        rows: dict[tuple[UUID, str, str, str, int], list[State]] = {}
-        for block in self.blocks:
-            place = (block.event, block.purpose, block.channel, block.recipient, block.slot)
-            rows.setdefault(place, []).append(block)
-        found = []
-        for same in rows.values():
-            if any(grant.identifier == (row.origin or row.identifier) for row in same):
-                continue
-            paths = sorted((self._path(grant, row) for row in same), key=lambda path: path.far)
-            if all(grant.occurred_at < path.since for path in paths):
-                found.append((same[0], paths[0]))
-        return found
+        return [
+            (same[0], self._paths(grant, same)[0])
+            for same in _by_event(self.blocks)
+            if not self._is_answered(grant, same)
+        ]
+
+    def _is_answered(self, answer: State, same: Sequence[State]) -> bool:
+        """Whether a statement can be an answer to a no and its copies: on the same identifier, or once it was known."""
+        if any(answer.identifier == (row.origin or row.identifier) for row in same):
+            return True
+        return any(answer.occurred_at >= path.since for path in self._paths(answer, same))
+
+    def _paths(self, answer: State, same: Sequence[State]) -> list[_Path]:
+        """The ways from a statement to a no, the nearest first; where the no itself is, no third one stands for it."""
+        rows = same
+        if any(not row.origin for row in same):
+            rows = [row for row in same if not row.origin or row.identifier == answer.identifier]
+        return sorted((self._path(answer, row) for row in rows), key=lambda path: path.far)
 
     def _path(self, grant: State, block: State) -> _Path:
-        """How a grant and a no, or a copy of one, belong together."""
+        """How a statement and a no, or a copy of one, belong together."""
         since, account = self.ties.since, self.ties.account
         both = max(since.get(grant.identifier, _NEVER), since.get(block.identifier, _NEVER))
         if not block.origin:
@@ -443,6 +494,14 @@ class _Question:
 
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
+
+
+def _by_event(noes: Iterable[State]) -> Iterable[list[State]]:
+    """Each no with its copies on other identifiers."""
+    rows: dict[tuple[UUID, str, str, str, int], list[State]] = {}
+    for no in noes:
+        rows.setdefault((no.event, no.purpose, no.channel, no.recipient, no.slot), []).append(no)
+    return rows.values()
 
 
 def _said(block: State) -> Reason:

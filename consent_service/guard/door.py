@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Protocol
 from urllib.parse import parse_qsl, quote
 
-from consent_service.auth import MAX_TOKEN, Credential
+from consent_service.auth import FRESH_S, MAX_TOKEN, Credential
 from consent_service.errors import (
     ConsentError,
     Forbidden,
@@ -115,10 +115,13 @@ class Guard:
             demand_readable(scope["query_string"])
         token = _token(call, operation)
         if token is not None:
-            call.credential = self._keyring.known(token) or await self._keyring.authenticate(token)
+            call.credential = await self._admit(token)
         self._authorise(call, operation)
         body.demand_acceptable(operation, call.headers, call.length)
-        await self._pass_on(call, operation)
+        await self._pass_on(call, operation, token)
+
+    async def _admit(self, token: str) -> Credential:
+        return self._keyring.known(token) or await self._keyring.authenticate(token)
 
     def _authorise(self, call: Call, operation: Operation) -> None:
         """Scope, origin, limit. Without a credential there is nothing to borrow from a browser, so nothing to check."""
@@ -137,9 +140,10 @@ class Guard:
             call.origin = origin
         self._limits.take(credential)
 
-    async def _pass_on(self, call: Call, operation: Operation) -> None:
+    async def _pass_on(self, call: Call, operation: Operation, token: str | None) -> None:
         """Read the body and run the app, each against its deadline."""
         reads = operation.body is not None
+        admitted_at = time.monotonic()
         try:
             with Deadline(self._body_s if reads else self._answer_s) as deadline:
                 if reads:
@@ -147,6 +151,9 @@ class Guard:
                         return  # the client has gone: nobody is left to answer
                     body.demand_text(call.body or b"")
                     deadline.move(self._answer_s)
+                if token is not None and time.monotonic() - admitted_at > FRESH_S:  # may have been revoked meanwhile
+                    call.credential = await self._admit(token)
+                    self._authorise(call, operation)
                 await self._app(_scope_below(call, operation), call.receive, call.send)
         except TimeoutError as error:
             if not deadline.expired:

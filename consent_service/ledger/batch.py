@@ -2,7 +2,8 @@
 
 What goes wrong with a commit is told to the callers it concerns:
 
-- an item that the database refuses (SQLSTATE class 22, 23) is found by halving the batch; the others still commit;
+- an item that the database refuses (SQLSTATE class 22, 23), or that cannot be worked on at all, is found by halving the
+  batch; the others still commit;
 - a serialisation failure or deadlock (class 40), or a head that somebody else holds too long, is tried again;
 - a lost connection leaves the outcome unknown. The same batch is committed once more: what had been committed is found
   by its idempotency key, and what is still under way holds the head. Only if that fails too do callers hear of it.
@@ -18,7 +19,7 @@ from typing import Generic, TypeAlias, TypeVar, cast
 import asyncpg
 
 from consent_service import db
-from consent_service.errors import Invalid, Unavailable
+from consent_service.errors import ConsentError, Invalid, Unavailable
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -97,10 +98,19 @@ def group_commit(commit: Work[Item, Answer]) -> Work[Item, Answer]:
                     refused = Invalid("The database refuses this record.")
                     refused.__cause__ = error
                     return [refused]
-                middle = len(items) // 2
-                return [*await settle(items[:middle]), *await settle(items[middle:])]
+                return await halves(items)
             except (*db.LOST, *_BUSY, Unavailable):
                 await asyncio.sleep(_FIRST_PAUSE_S * 4**attempt)
+            except ConsentError:  # about the ledger, and so about all of them
+                raise
+            except Exception as error:  # noqa: BLE001 -- whatever it is, the others have nothing to do with it
+                if len(items) == 1:
+                    return [error]
+                return await halves(items)
         return [Unavailable()] * len(items)
+
+    async def halves(items: Sequence[Item]) -> Sequence[Answer | Exception]:
+        middle = len(items) // 2
+        return [*await settle(items[:middle]), *await settle(items[middle:])]
 
     return settle

@@ -9,13 +9,13 @@ import msgspec
 
 from consent_service import db, decode
 from consent_service.auth import Credential
-from consent_service.decisions import Ask, decide
+from consent_service.decisions import open_conflicts
 from consent_service.errors import Invalid
 from consent_service.ledger import Ledgers
 from consent_service.links.model import Conflict, Conflicts, ConflictsBody, LinkHistory, Links, LinksBody
 from consent_service.links.write import READ_LINKS
 from consent_service.subjects import id_errors
-from consent_service.tenures import Snapshot, names, read
+from consent_service.tenures import Person, Snapshot, names, read
 from consent_service.vault import Place
 
 _FIRST = UUID(int=0)
@@ -29,6 +29,8 @@ class ConflictRow(msgspec.Struct, frozen=True):
     purpose: str
     channel: str
     opened_at: datetime
+    identifier: bytes
+    shared: bool
     anchor: bytes
 
 
@@ -73,22 +75,18 @@ class Conflicted:
         async with ledger.connection() as connection:
             rows = await _READ_CONFLICTS(connection, ledger.log_id, after, body.limit)
             last = await _READ_LAST(connection, ledger.log_id, after, body.limit)
-        accounts = list({row.anchor for row in rows})
-        snapshot = await read(ledger, accounts, [False] * len(accounts))
-        found = [row for row in rows if _is_open(snapshot, row) and _concerns(snapshot, row, only)]
-        named = {one: await names(ledger, snapshot.of(one).members) for one in {row.anchor for row in found}}
-        return _ENCODER.encode(
-            Conflicts(
-                [
-                    Conflict(
-                        link=row.link, purpose=row.purpose, channel=row.channel, opened_at=row.opened_at,
-                        identifiers=named[row.anchor],
-                    )
-                    for row in found
-                ],
-                None if last is None else last.link,
+        sides = {row.identifier: row.shared for row in rows} | {row.anchor: False for row in rows}
+        snapshot = await read(ledger, list(sides), list(sides.values()))
+        found = [
+            Conflict(
+                link=row.link, purpose=row.purpose, channel=row.channel, opened_at=row.opened_at,
+                identifiers=await names(ledger, who.members),
             )
-        )  # fmt: skip
+            for row in rows
+            for who in _open_for(snapshot, row)
+            if only is None or any(member.member == only for member in who.members)
+        ]  # fmt: skip
+        return _ENCODER.encode(Conflicts(found, None if last is None else last.link))
 
     async def links(self, raw: bytes, credential: Credential) -> bytes:
         """Every link that an identifier ever took part in (`LinksBody` to `Links`)."""
@@ -114,13 +112,14 @@ class Conflicted:
         )  # fmt: skip
 
 
-def _is_open(snapshot: Snapshot, row: ConflictRow) -> bool:
+def _open_for(snapshot: Snapshot, row: ConflictRow) -> list[Person]:
+    """For whom it is still open: the person that the two are, or each of them where they are linked no more."""
     if row.purpose not in snapshot.policy.purposes:
-        return False
-    who = snapshot.of(row.anchor)
-    ask = Ask(row.purpose, row.channel)
-    return decide(snapshot.policy, who.states, ask, snapshot.head.now, who.ties).reason == "conflict_open"
-
-
-def _concerns(snapshot: Snapshot, row: ConflictRow, only: bytes | None) -> bool:
-    return only is None or any(member.member == only for member in snapshot.of(row.anchor).members)
+        return []
+    persons = {snapshot.members[side].account: snapshot.of(side) for side in (row.anchor, row.identifier)}
+    return [
+        who
+        for who in persons.values()
+        if (row.purpose, row.channel)
+        in open_conflicts(snapshot.policy, who.states, (row.purpose,), snapshot.head.now, who.ties)
+    ]

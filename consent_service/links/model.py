@@ -53,7 +53,8 @@ class LinkBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     until: Moment | None = None
     """When the link ends by itself: the end of a rental, say."""
     replace: bool = False
-    """End the link that the identifier has to another account, instead of refusing."""
+    """End the link that the identifier has to another account, instead of refusing. That end is an act of its own, and
+    stays when the new link is annulled."""
     evidence: dict[str, Any] | None = None
     """How it was verified, e.g. which document was seen."""
 
@@ -71,8 +72,8 @@ class Linked(msgspec.Struct, frozen=True, kw_only=True):
     link: UUID
     kind: LinkKind
     identifier: Subject
-    anchor: Subject
-    """The account, group or guardian."""
+    anchor: Subject | None
+    """The account, group or guardian; null for a device that knows its own token and no log-in."""
     grade: Grade
     """Of the proof."""
     since: Moment

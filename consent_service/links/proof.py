@@ -15,11 +15,12 @@ from consent_service.errors import FieldError, Forbidden, Invalid
 from consent_service.links.model import LinkBody, LinkKind
 from consent_service.policies import GRADES, Policy
 from consent_service.subjects import MAX_ID, Subject, id_errors
-from consent_service.tokens import Verifier
+from consent_service.tokens import Claims, Verifier
 
 CHALLENGE_S = 600
 """How long a challenge can be answered, in seconds: long enough to log in."""
 _LONGEST_CHILDHOOD = timedelta(days=366 * 18 + 31)
+_FOR_LIFE = timedelta(days=36_525)
 _MAC = 16
 TOO_LONG = f"names a log-in whose issuer and sub have more than {MAX_ID} characters together"
 
@@ -32,8 +33,8 @@ class Claim(NamedTuple):
     anchor: Subject
     grade: int
     until: datetime | None
-    nonce: str | None
-    """The challenge that was answered: good for one link."""
+    login: Claims | None
+    """Of the ID token, whose nonce is the challenge that was answered: good for one link."""
 
 
 class Challenges:
@@ -95,10 +96,14 @@ class Prover:
         login = body.login if isinstance(body.login, Subject) else Subject("login", body.login or "")
         return Claim("identity", body.identifier, login, grade, body.until, None)
 
+    def has(self, credential: Credential, identifier: Subject, proof: str | None) -> bool:
+        """Whether a proof is the token of that device."""
+        return identifier.type == NAMESPACE and self._devices.proves(credential.log_id, identifier, proof)
+
     def demand_possession(self, credential: Credential, identifier: Subject, proof: str | None) -> None:
         """Whoever speaks about a device has it in hand; whoever speaks about anything else vouches for it."""
         if identifier.type == NAMESPACE:
-            if not self._devices.proves(credential.log_id, identifier, proof):
+            if not self.has(credential, identifier, proof):
                 raise Forbidden("This is not the device's token. Send the one that it was minted with, as `proof`.")
         elif not _vouches(credential):
             raise Forbidden("Only a device can prove itself. Others take a key with `links` and `write:attested`.")
@@ -113,7 +118,7 @@ class Prover:
         anchor = Subject("login", claims.identity)
         if len(anchor.id) > MAX_ID:
             raise Invalid("Some fields cannot be accepted.", (FieldError("/id_token", TOO_LONG),))
-        return Claim("identity", body.identifier, anchor, GRADES.index("login"), body.until, claims.nonce)
+        return Claim("identity", body.identifier, anchor, GRADES.index("login"), body.until, claims)
 
 
 def _vouches(credential: Credential) -> bool:
@@ -135,15 +140,28 @@ def _errors(policy: Policy, body: LinkBody) -> Iterator[FieldError]:
         yield from id_errors(anchor.id, f"/{name}/id")
         if anchor == body.identifier:
             yield FieldError(f"/{name}", "is the identifier itself")
+        if name == "guardian" and body.identifier.type in policy.tenant.shared:
+            yield FieldError("/identifier/type", "is a namespace of things that change hands, and no child's")
         if anchor.type in policy.tenant.shared:
             yield FieldError(f"/{name}/type", "is a namespace of things that change hands")
         if name == "login" and anchor.type != "login":
             yield FieldError("/login/type", "is no account: its namespace is `login`")
         if name == "group" and anchor.type in ("login", NAMESPACE):
             yield FieldError("/group/type", "is a person's namespace; groups have their own, e.g. `household`")
-    if body.until is not None and body.until.astimezone(UTC) <= clock.now():
-        yield FieldError("/until", "lies in the past")
+    if body.until is not None and (wrong := _no_end(body.until)) is not None:
+        yield FieldError("/until", wrong)
     yield from _childhood_errors(name, body)
+
+
+def _no_end(until: datetime) -> str | None:
+    """Why a moment is no end for a link that begins now."""
+    try:
+        rest = until.astimezone(UTC) - clock.now()
+    except OverflowError:
+        return "lies before or beyond all years that there are"
+    if rest <= timedelta(0):
+        return "lies in the past"
+    return "lies more than a hundred years ahead; leave it out where no end is planned" if rest > _FOR_LIFE else None
 
 
 def _childhood_errors(name: str, body: LinkBody) -> Iterator[FieldError]:

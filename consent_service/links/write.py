@@ -10,8 +10,8 @@ from uuid import UUID
 import msgspec
 
 from consent_service import db, decode, ids, revocations
-from consent_service.auth import Credential
-from consent_service.decisions import Ask, decide
+from consent_service.auth import Credential, is_of_token
+from consent_service.decisions import open_conflicts
 from consent_service.errors import Forbidden, NotFound, Taken
 from consent_service.ledger import Head, Ledger, Ledgers, Revision, lock_head, read_head
 from consent_service.links.model import (
@@ -119,17 +119,21 @@ class Linker:
         ledger = self._ledgers.of(credential.log_id)
         async with ledger.connection() as connection, connection.transaction():
             change = await _Change.begin(ledger, connection, credential)
-            row = await change.read(link)
+            row, by_device = await change.read(link), False
             if credential.kind == "person":  # whose lost telephone cannot prove anything
                 if await change.name(row.anchor) != Subject("login", credential.login):
                     raise NotFound("There is no such link.")
             elif "links" not in credential.scopes or credential.kind == "publishable":
-                self._prover.demand_possession(credential, await change.name(row.identifier), body.proof)
+                identifier = await change.name(row.identifier)
+                if not self._prover.has(credential, identifier, body.proof):  # nor does it learn that there is one
+                    raise NotFound("There is no such link of the device whose token was sent as `proof`.")
+                by_device = True
             if row.is_active(change.now):
                 await _END_LINK(connection, ledger.log_id, row.link, change.now)
                 row = msgspec.structs.replace(row, ended_at=change.now)
                 await change.note(row, "ended")
-            return _ENCODER.encode(await change.answer(row, []))
+            answer = await change.answer(row, [])
+            return _ENCODER.encode(msgspec.structs.replace(answer, anchor=None) if by_device else answer)
 
     async def annul(self, raw: bytes, credential: Credential, link: str) -> tuple[int, bytes]:
         """Annul a link as false (`AnnulBody` to `Linked`): 202 once one officer asks, 200 when another agrees."""
@@ -147,6 +151,8 @@ class Linker:
                     await change.note(row, "annulment_asked", reason=body.reason)
                 return 202, _ENCODER.encode(await change.answer(row, []))
             if row.annulled_at is None:
+                if is_of_token(row.annul_asked or "") != is_of_token(credential.id):
+                    raise Forbidden("Both officers come with keys, or both with tokens: else they may be one person.")
                 await _ANNUL_LINK(connection, ledger.log_id, row.link, change.now)
                 row = msgspec.structs.replace(row, annulled_at=change.now)
                 await change.note(row, "annulled", reason=body.reason)
@@ -193,18 +199,22 @@ class _Change:
         rows = await READ_LINKS(self.connection, log_id, [identifier, anchor])
         active = [row for row in rows if row.is_active(self.now)]
         before = next((row for row in active if _is_same(row, claim.kind, identifier, anchor)), None)
+        if claim.login is not None:
+            await revocations.demand_live(self.connection, self.ledger, claim.login)
         if before is not None and before.until == claim.until:
+            await self._use(claim)  # or it could be presented again when the link has ended
             return await self.answer(before, [])
         for row in active:
             if row.kind == claim.kind == "identity" and row.identifier == identifier and row is not before:
                 if not body.replace:
                     raise Taken("The identifier is linked to another account. End that link, or send `replace`.")
                 before = row
+        self._demand_apart(active, claim.kind, identifier, anchor)
         if claim.kind == "identity":
             self._demand_flat(active, identifier, anchor)
         self._demand_room(active, claim.kind, identifier, anchor)
-        if claim.nonce is not None:
-            await self._use_once(claim.nonce)
+        if not await self._use(claim):
+            raise Forbidden("This challenge was answered before. Begin again at /v1/links/challenge.")
         if before is not None:  # another end, or another account
             await _END_LINK(self.connection, log_id, before.link, self.now)
             await self.note(msgspec.structs.replace(before, ended_at=self.now), "ended")
@@ -235,6 +245,13 @@ class _Change:
             await _ADD_CONFLICTS(self.connection, log_id, row.link, purposes, channels, self.now)
         return await self.answer(row, conflicts)
 
+    def _demand_apart(self, active: Sequence[LinkRow], kind: LinkKind, identifier: bytes, anchor: bytes) -> None:
+        """A group is nobody's identifier: else its yes would be the yes of one of its members."""
+        if kind == "identity" and any(row.kind == "group" and row.anchor == identifier for row in active):
+            raise Taken("The identifier is that of a group. Nobody is a group: link its members to it.")
+        if kind == "group" and any(row.kind == "identity" and row.identifier == anchor for row in active):
+            raise Taken("That group is linked to an account as its identifier. End that link first.")
+
     def _demand_flat(self, active: Sequence[LinkRow], identifier: bytes, anchor: bytes) -> None:
         """An account is linked to nothing, and what is linked to an account is none: nothing is linked in chains."""
         links = [row for row in active if row.kind == "identity"]
@@ -249,11 +266,13 @@ class _Change:
         if len(crowd) >= MAX_LINKS:
             raise Taken(f"There are {MAX_LINKS} such links already. End one that is no longer true.")
 
-    async def _use_once(self, nonce: str) -> None:
-        what = self.ledger.hasher.once("nonce", nonce)
+    async def _use(self, claim: Claim) -> bool:
+        """Whether the challenge, if there is one, is answered for the first time."""
+        if claim.login is None:
+            return True
+        what = self.ledger.hasher.once("nonce", claim.login.nonce or "")
         expires_at = self.now + timedelta(seconds=CHALLENGE_S)
-        if not await revocations.use_once(self.connection, self.ledger, what, expires_at):
-            raise Forbidden("This challenge was answered before. Begin again at /v1/links/challenge.")
+        return await revocations.use_once(self.connection, self.ledger, what, expires_at)
 
     async def _strand(self, subject: Subject, identifier: bytes, *, new: bool) -> int:
         """The strand in which an identifier is from now on; made where it is `new` or there is none."""
@@ -267,14 +286,10 @@ class _Change:
         return tenure
 
     async def _conflicts(self, account: bytes) -> list[OpenConflict]:
-        _, members, standing = await find(self.connection, self.ledger.log_id, [account], [False])
+        _, members, standing = await find(self.connection, self.ledger.log_id, [account], [False], self.now)
         who = person(members[account], standing)
-        return [
-            OpenConflict(purpose.id, channel)
-            for purpose in self.policy.purposes.values()
-            for channel in purpose.channels
-            if decide(self.policy, who.states, Ask(purpose.id, channel), self.now, who.ties).reason == "conflict_open"
-        ]
+        found = open_conflicts(self.policy, who.states, self.policy.purposes, self.now, who.ties)
+        return [OpenConflict(purpose, channel) for purpose, channel in found]
 
     async def note(
         self,

@@ -211,13 +211,17 @@ def issuers_fit_their_kind(policy: Policy) -> Iterator[FieldError]:
     """What a token may carry belongs to whose tokens they are."""
     for place, issuer in enumerate(policy.tenant.issuers):
         here = f"tenant.toml#/issuers/{place}"
-        fitting = {"login": {"clients"}, "service": {"scopes"}, "officer": {"roles", "assurance"}}
-        for key in ("clients", "scopes", "roles", "assurance"):
+        fitting = {"login": set[str](), "service": {"scopes"}, "officer": {"roles", "assurance"}}
+        for key in ("scopes", "roles", "assurance"):
             if getattr(issuer, key) and key not in fitting[issuer.kind]:
                 yield FieldError(f"{here}/{key}", f"means nothing for the kind `{issuer.kind}`; leave it out")
         if issuer.kind == "service" and not issuer.scopes:
             yield FieldError(
                 f"{here}/scopes", 'is empty, so no machine could do anything; add e.g. `scopes = ["check"]`'
+            )
+        if issuer.kind == "service" and not issuer.clients:
+            yield FieldError(
+                f"{here}/clients", 'is empty; name the machines whose tokens are taken: `clients = ["warehouse"]`'
             )
         if issuer.kind == "officer" and not issuer.roles:
             yield FieldError(f"{here}/roles", 'is empty, so nobody has a role; add e.g. `roles.dpo = "approver"`')

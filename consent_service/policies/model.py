@@ -347,7 +347,9 @@ class Issuer(Declared, frozen=True, kw_only=True):
     audience: Annotated[str, Meta(min_length=1, max_length=200)]
     """`aud` of access tokens for this service (RFC 9068). Two tenants never share issuer and audience."""
     clients: tuple[Annotated[str, Meta(min_length=1, max_length=200)], ...] = ()
-    """`aud` of the ID tokens by which a person links a device: the tenant's own client ids."""
+    """Of a `login`: the tenant's own client ids, `aud` of the ID tokens by which a person links a device. Of others the
+    `client_id` of the tokens that are taken; of machines it must be named, because nothing else tells their tokens from
+    what a person may get at the same provider."""
     jwks_uri: Annotated[str, Meta(pattern=r"^https?://[^\s]+$(?!\n)", max_length=300)]
     algorithms: Annotated[
         tuple[Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"], ...],

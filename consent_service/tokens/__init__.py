@@ -6,9 +6,9 @@ accepted stands in the tenant's policy (`Issuer`). A token says which key it was
 it is to be verified.
 """
 
-from consent_service.tokens.claims import Claims, demand_assurance
+from consent_service.tokens.claims import LEEWAY, Claims, demand_assurance
 from consent_service.tokens.fetch import fetch_keys
 from consent_service.tokens.keys import Jwks
-from consent_service.tokens.verify import Verifier
+from consent_service.tokens.verify import Verifier, addressed
 
-__all__ = ["Claims", "Jwks", "Verifier", "demand_assurance", "fetch_keys"]
+__all__ = ["LEEWAY", "Claims", "Jwks", "Verifier", "addressed", "demand_assurance", "fetch_keys"]

@@ -4,9 +4,10 @@ By address, so that tenants of one provider share them. What happens when:
 
 - nothing known: the first to ask fetches, and everybody who asks meanwhile waits with it;
 - known, but older than REFRESH_S: verification goes on with what is there, and a task fetches;
+- older than STALE_S, because nobody asked for long: the first to ask waits for the fetch;
 - a token names a key that is not there: a fetch now, at most one in ASK_AGAIN_S however many tokens name how many keys;
 - the issuer cannot be reached: its keys are good for KEEP_S after they were last fetched. So long a key may outlive its
-  withdrawal, if the issuer is cut off from us from then on; otherwise it is REFRESH_S, and the minute for which a
+  withdrawal, if the issuer is cut off from us from then on; otherwise it is STALE_S, and the minute for which a
   verified token is remembered.
 """
 
@@ -24,6 +25,7 @@ from consent_service.tokens.fetch import FETCH_S, fetch_keys
 from consent_service.tokens.jwk import Key, KeySet
 
 REFRESH_S = 300.0
+STALE_S = 600.0
 KEEP_S = 86_400.0
 ASK_AGAIN_S = 30.0
 """An issuer whose keys are known is asked once in so long: about unknown keys, and again after it did not answer."""
@@ -80,6 +82,9 @@ class Jwks:
             keys = await self._ask_again(source, keys)
         elif self._clock() - source.loaded_at >= REFRESH_S and self._clock() - source.failed_at >= ASK_AGAIN_S:
             self._load(source)
+            if self._clock() - source.loaded_at >= STALE_S:
+                await self._loaded(source)
+                keys = source.current(self._clock()) or keys
         return keys.find(kid, algorithm)
 
     def holds(self, uri: str, key: Key) -> bool:

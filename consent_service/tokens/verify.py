@@ -96,6 +96,8 @@ class Verifier:
         if "cnf" in found.claims:  # good only with proof of a key (RFC 7800), for which we cannot ask
             raise refusal()
         claims = self._claims(found, issuer, audience, found.claims.get("client_id"))
+        if not _may_call(issuer, claims.client):
+            raise refusal()
         key = await self._demand_signature(token, found, issuer, audience, _ACCESS)
         self._remember(token, claims, key)
         return claims
@@ -199,6 +201,12 @@ class Verifier:
         self._known[name] = _Known(claims, key, min(claims.expires_at, now + REMEMBERED))
 
 
+def addressed(token: str) -> tuple[str, str]:
+    """Which issuer and audience a logout token names; nothing of it is known to be true. Raises Unauthenticated."""
+    found = _of_kind(token, _LOGOUT)
+    return text(found.claims.get("iss")), read.audience(found.claims.get("aud"))
+
+
 def _name(token: str) -> bytes:
     return hashlib.sha256(token.encode("ascii")).digest()
 
@@ -220,6 +228,12 @@ def _for_audience(issuers: Sequence[Issuer], name: Any, audience: str) -> list[I
 
 def _for_client(issuers: Sequence[Issuer], name: Any, client: str) -> list[Issuer]:
     return [issuer for issuer in issuers if issuer.issuer == name and client in issuer.clients]
+
+
+def _may_call(issuer: Issuer, client: str) -> bool:
+    """Whether the issuer's tokens are taken from that client: a person's must not pass for a machine's."""
+    named = client in issuer.clients
+    return named if issuer.kind == "service" else named or issuer.kind == "login" or not issuer.clients
 
 
 def _only(issuers: Sequence[Issuer]) -> Issuer:

@@ -2,10 +2,16 @@
 
 -- A small reference table, read whole: which controller owns which ledger, and whose tokens lead to it.
 CREATE TABLE tenant (
-    log_id     integer     PRIMARY KEY,
+    log_id     integer     PRIMARY KEY CHECK (log_id BETWEEN 1 AND 999999999),
     slug       text        COLLATE "C" NOT NULL UNIQUE,
     issuers    bytea       NOT NULL DEFAULT '[]',    -- JSON: those of the policy in force
     created_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- What is true of all tenants: one row.
+CREATE TABLE deployment (
+    id           integer PRIMARY KEY CHECK (id = 1),
+    secret_check bytea   NOT NULL                    -- tells whether a root secret is the one that everything rests on
 );
 
 -- One row per ledger; every entry moves it. `size` is the next index: gap-free, in commit order.
@@ -123,7 +129,8 @@ CREATE TABLE link_event (
 );
 CREATE INDEX link_event_link ON link_event (log_id, link, idx);
 
--- Linked identifiers that said different things when they were linked. Whether one is still open is always worked out.
+-- Linked identifiers that said different things, by the link that made it known. Whether one is still open is always
+-- worked out.
 CREATE TABLE conflict (
     log_id    integer     NOT NULL,
     link      uuid        NOT NULL,
@@ -223,6 +230,10 @@ CREATE POLICY one_tenant ON consent_state USING (log_id = current_setting('conse
 ALTER TABLE idempotency ENABLE ROW LEVEL SECURITY;
 CREATE POLICY one_tenant ON idempotency USING (log_id = current_setting('consent.log_id')::integer);
 
+ALTER TABLE deployment ENABLE ROW LEVEL SECURITY;
+CREATE POLICY everybody_reads ON deployment FOR SELECT USING (true);
+CREATE POLICY everybody_adds ON deployment FOR INSERT WITH CHECK (true);
+
 -- Who is there, everybody may read and add to; whom a tenant trusts is its own to say.
 ALTER TABLE tenant ENABLE ROW LEVEL SECURITY;
 CREATE POLICY everybody_reads ON tenant FOR SELECT USING (true);
@@ -231,6 +242,7 @@ CREATE POLICY one_tenant ON tenant FOR UPDATE USING (log_id = current_setting('c
 
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO consent_app;
 GRANT INSERT ON ALL TABLES IN SCHEMA public TO consent_app;
-REVOKE INSERT ON migration FROM consent_app;
+REVOKE INSERT ON migration, tenant FROM consent_app;
+GRANT INSERT (log_id, slug) ON tenant TO consent_app;
 GRANT UPDATE ON tenant, ledger_head, credential, revocation, strand, link, consent_state TO consent_app;
 GRANT DELETE ON revocation, consent_state, conflict TO consent_app;

@@ -76,6 +76,10 @@ WITH head AS (
     INSERT INTO contact (log_id, identifier, tenure, contact, value)
     SELECT h.log_id, c.* FROM head h CROSS JOIN unnest($32::bytea[], $33::int[], $34::bytea[], $35::bytea[]) AS c
     ON CONFLICT (log_id, identifier, tenure, contact) DO NOTHING
+), conflicts AS (
+    INSERT INTO conflict (log_id, link, purpose, channel, opened_at)
+    SELECT h.log_id, c.*, $2 FROM head h CROSS JOIN unnest($38::uuid[], $39::text[], $40::text[]) AS c
+    ON CONFLICT (log_id, link, purpose, channel) DO NOTHING
 ), states AS (
     INSERT INTO consent_state (log_id, recorded_at, identifier, purpose, channel, contact, recipient, slot, grade, tenure,
                                via, status, occurred_at, expires_at, notice, notice_version, language, method, event)

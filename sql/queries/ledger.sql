@@ -12,6 +12,13 @@ SELECT epoch, size, policy, frozen, clock_timestamp() AS now
 FROM ledger_head
 WHERE log_id = $1;
 
+-- name: keep_check :exec
+-- The first root secret is the one.
+INSERT INTO deployment (id, secret_check) VALUES (1, $1) ON CONFLICT (id) DO NOTHING;
+
+-- name: read_check :one
+SELECT secret_check FROM deployment;
+
 -- name: add_tenant :one
 -- A new tenant; nothing where the slug is taken.
 INSERT INTO tenant (log_id, slug)

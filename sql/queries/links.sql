@@ -68,13 +68,13 @@ INSERT INTO conflict (log_id, link, purpose, channel, opened_at)
 SELECT $1, $2, c.purpose, c.channel, $5 FROM unnest($3::text[], $4::text[]) AS c (purpose, channel);
 
 -- name: read_conflicts :many
--- What was found when the next so many links were made; whether it is still open is worked out.
-SELECT c.link, c.purpose, c.channel, c.opened_at, l.anchor
+-- What was found when the next so many links were made or since; whether it is still open is worked out.
+SELECT c.link, c.purpose, c.channel, c.opened_at, l.identifier, l.shared, l.anchor
 FROM conflict c
 JOIN link l ON l.log_id = $1 AND l.link = c.link
 WHERE c.log_id = $1 AND c.link IN (
     SELECT DISTINCT link FROM conflict WHERE log_id = $1 AND link > $2 ORDER BY link LIMIT $3
-) AND l.ended_at IS NULL AND l.annulled_at IS NULL AND (l.until IS NULL OR l.until > clock_timestamp())
+) AND l.annulled_at IS NULL
 ORDER BY c.link, c.purpose, c.channel;
 
 -- name: last_conflict :one

@@ -1,11 +1,12 @@
 -- Who stands for whom now, and the rows that stand for them: all that a decision about a person needs, in one statement.
 
 -- name: read_persons :many
--- $2: the identifiers asked about; $3: whether each is a thing that changes hands. For each person the account (or the
+-- $2: the identifiers asked about; $3: whether each is a thing that changes hands; $4: the moment, or null for now. For each person the account (or the
 -- identifier itself, where it is linked to none), then whatever is linked to it now, then groups and guardians. Beside
 -- each the rows that stand for it, or nulls. What was said about a thing outside its present tenure is left out.
 WITH head AS MATERIALIZED (
-    SELECT epoch, size, policy, frozen, clock_timestamp() AS now FROM ledger_head WHERE log_id = $1
+    SELECT epoch, size, policy, frozen, coalesce($4::timestamptz, greatest(recorded_at, clock_timestamp())) AS now
+    FROM ledger_head WHERE log_id = $1
 ), asked AS MATERIALIZED (
     SELECT DISTINCT ON (coalesce(l.anchor, a.identifier)) coalesce(l.anchor, a.identifier) AS account,
            a.shared AND l.anchor IS NULL AS shared
@@ -23,7 +24,12 @@ WITH head AS MATERIALIZED (
                SELECT coalesce(max(tenure), 0) FROM link
                WHERE log_id = $1 AND identifier = a.account AND kind = 'identity' AND annulled_at IS NULL
            ) ELSE 0 END AS base,
-           a.shared, NULL::timestamptz AS began_at, NULL::timestamptz AS until
+           a.shared,
+           CASE WHEN a.shared THEN (
+               SELECT max(least(ended_at, until)) FROM link
+               WHERE log_id = $1 AND identifier = a.account AND kind = 'identity' AND annulled_at IS NULL
+           ) END AS began_at,
+           NULL::timestamptz AS until
     FROM asked a
     UNION ALL
     SELECT a.account, l.identifier, l.kind, l.link, l.tenure, l.base, l.shared, l.began_at, l.until

@@ -106,7 +106,7 @@ class Provider:
 
     @property
     def service(self) -> Issuer:
-        return self._issuer("service", MACHINES, scopes=("check", "state"))
+        return self._issuer("service", MACHINES, clients=(_MACHINE[0],), scopes=("check", "state"))
 
     @property
     def officer(self) -> Issuer:
