@@ -115,7 +115,7 @@ def apply_policy(folder: str, as_json: bool, **given: Any) -> None:
 
 
 def _policy(folder: str, given: dict[str, Any], as_json: bool, *, apply: bool) -> None:
-    new = policies.load(policies.find(folder))
+    new, chosen = policies.load(policies.find(folder)), _settings(given)
 
     async def run(url: str) -> tenants.Plan:
         await db.migrate(url)
@@ -124,11 +124,11 @@ def _policy(folder: str, given: dict[str, Any], as_json: bool, *, apply: bool) -
             known = store.Policies()
             if log_id is None and not apply:
                 return tenants.first_plan(new)
-            log_id = log_id if log_id is not None else await tenants.ensure(connection, new.tenant.id)
+            log_id = log_id if log_id is not None else await tenants.ensure(connection, new.tenant.id, chosen.origin)
             act = tenants.apply_policy if apply else tenants.plan_policy
             return await act(connection, log_id, known, new)
 
-    with server.database(_settings(given)) as (url, _):
+    with server.database(chosen) as (url, _):
         plan = asyncio.run(run(url))
     _tell(as_json, plan.as_json(), plan.as_text())
     if any(change.refused for change in plan.changes):
@@ -244,10 +244,10 @@ def revoke_key(
 ) -> None:
     """Revoke a key, or the older of two."""
 
-    async def end(connection: db.Connection, log_id: int, _root: bytes) -> tuple[keys.Issued, bool]:
+    async def end(connection: db.Connection, log_id: int, root: bytes) -> tuple[keys.Issued, bool]:
         if old:
-            return await keys.drop_old_key(connection, log_id, credential), True
-        return await keys.revoke(connection, log_id, credential)
+            return await keys.drop_old_key(connection, root, log_id, credential), True
+        return await keys.revoke(connection, root, log_id, credential)
 
     issued, done = _for_tenant(tenant, data, database_url, end)
     if old:
@@ -322,7 +322,7 @@ def _serve(chosen: Settings, ready_file: Path | None, as_json: bool, *, example:
         facts: dict[str, Any] = {"url": server.address(listener), "tenant": None, "keys": {}, "pid": os.getpid()}
         asyncio.run(_prepare(url, root))
         if example:
-            facts |= asyncio.run(demo.set_up(url, root, Path(chosen.data), facts["url"]))
+            facts |= asyncio.run(demo.set_up(url, root, chosen, facts["url"]))
 
         def ready() -> None:
             if ready_file is not None:

@@ -12,7 +12,7 @@ from consent_service.auth import Credential, Kind, Scope
 from consent_service.errors import SetupError
 from consent_service.ledger import lock_head, read_head
 from consent_service.policies import store
-from consent_service.settings import keep
+from consent_service.settings import Settings, keep
 
 TENANT = "demo"
 
@@ -24,11 +24,11 @@ KEYS: dict[str, tuple[Kind, frozenset[Scope]]] = {
 """The demo's keys: kind and scopes. None has a rate limit."""
 
 
-async def set_up(database_url: str, secret: bytes, data: Path, base: str) -> dict[str, Any]:
+async def set_up(database_url: str, secret: bytes, chosen: Settings, base: str) -> dict[str, Any]:
     """Make the tenant, its policy and its keys where they are missing; returns them for the ready file."""
-    policy = policies.load(policies.find(TENANT))
+    policy, data = policies.load(policies.find(TENANT)), Path(chosen.data)
     async with await db.connect(database_url, size=1) as pool, db.connection(pool) as connection:
-        log_id = await tenants.ensure(connection, TENANT)
+        log_id = await tenants.ensure(connection, TENANT, chosen.origin)
         if not (await read_head(connection, log_id)).policy:  # whoever applied another one keeps it
             await tenants.apply_policy(connection, log_id, store.Policies(), policy)
         async with connection.transaction():

@@ -14,6 +14,9 @@ import msgspec
 from consent_service import db
 from consent_service.auth import PREFIX, Credential, Kind, Scope, stored
 from consent_service.errors import FieldError, Invalid, NotFound, SetupError
+from consent_service.ledger import append, lock_head
+from consent_service.ledger.entry import KeyChange, KeyChanged, system
+from consent_service.subjects import Hasher
 
 PUBLIC: frozenset[Scope] = frozenset({"write:device"})
 """What a key may do that everybody can see."""
@@ -79,11 +82,25 @@ async def add_key(
     if credential.kind == "publishable" and "write:attested" in credential.scopes:
         raise SetupError("A publishable key is seen by everybody and cannot attest. Give it `write:device`.")
     offered = key if key is not None else _new_key(credential.kind, credential.log_id, credential.id)
-    await _ADD(
-        connection, credential.log_id, credential.id, credential.kind, credential.name, [stored(secret, offered)],
-        sorted(credential.scopes), sorted(credential.origins), credential.rate, key is None,
-    )  # fmt: skip
+    async with _changing(connection, secret, credential.log_id, credential.id) as made:
+        before = await _LOCK(connection, credential.log_id, credential.id)
+        await _ADD(
+            connection, credential.log_id, credential.id, credential.kind, credential.name, [stored(secret, offered)],
+            sorted(credential.scopes), sorted(credential.origins), credential.rate, key is None,
+        )  # fmt: skip
+        after = await _LOCK(connection, credential.log_id, credential.id)
+        if before is None:
+            made.append("created")
+        elif after is not None and _settled(before) != _settled(after):
+            made.append("changed")
+        if before is not None and key is None and before.revoked_at is None:
+            made.append("secret_added")
     return offered
+
+
+def _settled(issued: Issued) -> Issued:
+    """What an operator decides about a credential."""
+    return msgspec.structs.replace(issued, last_used_at=None, secrets=0)
 
 
 async def is_valid(connection: db.Connection, secret: bytes, log_id: int, credential: str, key: str) -> bool:
@@ -100,10 +117,13 @@ async def create_key(connection: db.Connection, secret: bytes, credential: Crede
     """
     demand_sound(credential)
     key = _new_key(credential.kind, credential.log_id, credential.id)
-    issued = await _CREATE(
-        connection, credential.log_id, credential.id, credential.kind, credential.name, [stored(secret, key)],
-        sorted(credential.scopes), sorted(credential.origins), credential.rate,
-    )  # fmt: skip
+    async with _changing(connection, secret, credential.log_id, credential.id) as made:
+        issued = await _CREATE(
+            connection, credential.log_id, credential.id, credential.kind, credential.name, [stored(secret, key)],
+            sorted(credential.scopes), sorted(credential.origins), credential.rate,
+        )  # fmt: skip
+        if issued is not None:
+            made.append("created")
     if issued is None:
         raise Invalid(
             f"The id `{credential.id}` is taken, and records name it for ever. Choose another, or give that one a new "
@@ -119,7 +139,7 @@ async def add_second_key(connection: db.Connection, secret: bytes, log_id: int, 
         NotFound: there is no such credential.
         Invalid: it has two keys, or was revoked.
     """
-    async with _hold(connection, log_id, credential) as issued:
+    async with _hold(connection, secret, log_id, credential) as (issued, made):
         _demand_unrevoked(issued)
         if issued.secrets >= _MAX_SECRETS:
             raise Invalid(
@@ -128,17 +148,18 @@ async def add_second_key(connection: db.Connection, secret: bytes, log_id: int, 
             )
         key = _new_key(issued.kind, log_id, credential)
         await _APPEND(connection, log_id, credential, stored(secret, key))
+        made.append("secret_added")
     return key, msgspec.structs.replace(issued, secrets=issued.secrets + 1)
 
 
-async def drop_old_key(connection: db.Connection, log_id: int, credential: str) -> Issued:
+async def drop_old_key(connection: db.Connection, secret: bytes, log_id: int, credential: str) -> Issued:
     """End the older of a credential's two keys; every process obeys within FRESH_S.
 
     Raises:
         NotFound: there is no such credential.
         Invalid: it has one key only, or was revoked.
     """
-    async with _hold(connection, log_id, credential) as issued:
+    async with _hold(connection, secret, log_id, credential) as (issued, made):
         _demand_unrevoked(issued)
         if issued.secrets < _MAX_SECRETS:
             raise Invalid(
@@ -146,21 +167,23 @@ async def drop_old_key(connection: db.Connection, log_id: int, credential: str) 
                 "or revoke it as a whole, without --old."
             )
         await _DROP(connection, log_id, credential)
+        made.append("secret_dropped")
     return msgspec.structs.replace(issued, secrets=issued.secrets - 1)
 
 
-async def revoke(connection: db.Connection, log_id: int, credential: str) -> tuple[Issued, bool]:
+async def revoke(connection: db.Connection, secret: bytes, log_id: int, credential: str) -> tuple[Issued, bool]:
     """End a credential with all its keys, for good; every process obeys within FRESH_S. And whether it was live.
 
     Raises:
         NotFound: there is no such credential.
     """
-    async with _hold(connection, log_id, credential) as issued:
+    async with _hold(connection, secret, log_id, credential) as (issued, made):
         was_live = issued.revoked_at is None
         if was_live:
             await _REVOKE(connection, log_id, credential)
-    async with _hold(connection, log_id, credential) as revoked:
-        return revoked, was_live
+            made.append("revoked")
+        revoked = await _LOCK(connection, log_id, credential)
+    return revoked or issued, was_live
 
 
 async def list_keys(connection: db.Connection, log_id: int) -> list[Issued]:
@@ -169,12 +192,29 @@ async def list_keys(connection: db.Connection, log_id: int) -> list[Issued]:
 
 
 @asynccontextmanager
-async def _hold(connection: db.Connection, log_id: int, credential: str) -> AsyncIterator[Issued]:
-    async with connection.transaction():
+async def _hold(
+    connection: db.Connection, secret: bytes, log_id: int, credential: str
+) -> AsyncIterator[tuple[Issued, list[KeyChange]]]:
+    async with _changing(connection, secret, log_id, credential) as made:
         issued = await _LOCK(connection, log_id, credential) if _ID.fullmatch(credential) else None
         if issued is None:
             raise NotFound("This tenant has no key with that id. `consent key list` names those that it has.")
-        yield issued
+        yield issued, made
+
+
+@asynccontextmanager
+async def _changing(
+    connection: db.Connection, secret: bytes, log_id: int, credential: str
+) -> AsyncIterator[list[KeyChange]]:
+    """A transaction that holds the head; what was done to the credential in it becomes entries of the ledger."""
+    async with connection.transaction():
+        tip = await lock_head(connection, log_id)
+        made: list[KeyChange] = []
+        yield made
+        if made:
+            name = Hasher(secret, log_id).once("credential", credential).hex()
+            entries = [system(KeyChanged(at=tip.now, change=change, credential=name)) for change in made]
+            await append(connection, log_id, tip, entries, tip.now)
 
 
 def _demand_unrevoked(issued: Issued) -> None:

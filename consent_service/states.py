@@ -190,8 +190,9 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     method: str | None
     evidence: dict[str, Any] | None
     grade: str
-    guardian: Subject | None
-    """Who acted for the subject, a child."""
+    guardian: UUID | None
+    """The link by which somebody acted as guardian of the subject, a child. Nobody's event names anybody else: each can
+    be erased."""
     credential: str
     """Who reported it."""
     policy: int

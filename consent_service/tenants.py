@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -10,7 +11,8 @@ import msgspec
 
 from consent_service import db
 from consent_service.errors import Invalid, SetupError
-from consent_service.ledger import lock_head, read_head
+from consent_service.ledger import Tip, append, lock_head, read_head
+from consent_service.ledger.entry import NoticePublished, PolicyApplied, system
 from consent_service.policies import Change, Policy, plan, store
 
 
@@ -85,15 +87,18 @@ async def find(connection: db.Connection, slug: str) -> int | None:
     return row.log_id
 
 
-async def ensure(connection: db.Connection, slug: str) -> int:
-    """The ledger of a tenant, made where it is missing; the connection acts for it from then on."""
+async def ensure(connection: db.Connection, slug: str, host: str = "localhost") -> int:
+    """The ledger of a tenant, made where it is missing; the connection acts for it from then on.
+
+    `host`: under whose name a new ledger signs, as `<host>/<slug>`, for ever.
+    """
     for _ in range(5):  # two starters may pick the same new number; one of them looks again
         found = await find(connection, slug)
         if found is not None:
             await _ADD_HEAD(connection, found)
             return found
         with suppress(db.COLLISION):
-            await _ADD(connection, slug)
+            await _ADD(connection, slug, host)
     raise SetupError(f"The tenant `{slug}` could not be made. Start again.")
 
 
@@ -120,14 +125,25 @@ async def apply_policy(connection: db.Connection, log_id: int, policies: store.P
     """
     result = await plan_policy(connection, log_id, policies, new)  # counts people: not while the ledger waits
     async with connection.transaction():
-        head = await lock_head(connection, log_id)
-        old = await policies.get(connection, log_id, head.policy) if head.policy else None
+        tip = await lock_head(connection, log_id)
+        old = await policies.get(connection, log_id, tip.policy) if tip.policy else None
         if refused := [change for change in plan(old, new) if change.refused]:
             raise Invalid("\n".join(["The policy cannot be applied:", *(f"  {change.text}" for change in refused)]))
         await _demand_own_issuers(connection, log_id, new)
         if old is None or old.hash != new.hash:
-            await store.activate(connection, log_id, head.policy + 1, new, head.now)
+            await store.activate(connection, log_id, tip.policy + 1, new, tip.now)
+            await append(connection, log_id, tip, list(_entries(tip, old, new)), tip.now)
     return result
+
+
+def _entries(tip: Tip, old: Policy | None, new: Policy) -> Iterator[bytes]:
+    """Of the ledger: the notices that were not published before, and the policy that presents them."""
+    known = {notice.hash for versions in old.notices.values() for notice in versions.values()} if old else set()
+    for versions in new.notices.values():
+        for notice in versions.values():
+            if notice.hash not in known:
+                yield system(NoticePublished(at=tip.now, notice=notice.id, version=notice.version, sha256=notice.hash))
+    yield system(PolicyApplied(at=tip.now, version=tip.policy + 1, sha256=new.hash))
 
 
 async def _demand_own_issuers(connection: db.Connection, log_id: int, new: Policy) -> None:

@@ -24,6 +24,7 @@ from consent_service.errors import NotFound
 from consent_service.ledger import Head, Ledger
 from consent_service.policies import Policy
 from consent_service.states import CARRIED, Moment, Slot, Standing, State, fold
+from consent_service.subjects import Subject
 from consent_service.vault import VALUE, Place
 
 Kind = Literal["self", "identity", "group", "guardian"]
@@ -169,20 +170,23 @@ async def read(ledger: Ledger, identifiers: Sequence[bytes], shared: Sequence[bo
 async def names(ledger: Ledger, members: Sequence[Member]) -> list[LinkedIdentifier]:
     """The members of a person with their values; one for which nothing was ever recorded has none."""
     async with ledger.connection() as connection:
-        rows = await _READ_NAMES(connection, ledger.log_id, [member.member for member in members])
-    known = {row.identifier: row for row in rows}
-    found = []
-    for member in members:
-        row = known.get(member.member)
-        if row is not None:
-            key = ledger.vault.open(Place(ledger.log_id, row.identifier, row.tenure), row.key)
-            value = key.open(VALUE, row.value).decode()
-            found.append(
-                LinkedIdentifier(
-                    type=row.namespace, id=value, kind=member.kind, link=member.link, since=member.began_at,
-                    until=member.until,
-                )
-            )  # fmt: skip
+        known = await subjects(connection, ledger, [member.member for member in members])
+    return [
+        LinkedIdentifier(
+            type=subject.type, id=subject.id, kind=member.kind, link=member.link, since=member.began_at,
+            until=member.until,
+        )
+        for member in members
+        if (subject := known.get(member.member)) is not None
+    ]  # fmt: skip
+
+
+async def subjects(connection: db.Connection, ledger: Ledger, identifiers: Sequence[bytes]) -> dict[bytes, Subject]:
+    """Identifiers as they were given, by their keyed hashes; those of which anything was recorded."""
+    found = {}
+    for row in await _READ_NAMES(connection, ledger.log_id, identifiers):
+        key = ledger.vault.open(Place(ledger.log_id, row.identifier, row.tenure), row.key)
+        found[row.identifier] = Subject(row.namespace, key.open(VALUE, row.value).decode())
     return found
 
 

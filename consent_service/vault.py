@@ -43,9 +43,10 @@ class Place(NamedTuple):
 class StrandKey:
     """The key of one strand, in the clear, for as long as a call needs it."""
 
-    __slots__ = ("_sealing", "wrapped")
+    __slots__ = ("_key", "_sealing", "wrapped")
 
     def __init__(self, key: bytes, wrapped: bytes) -> None:
+        self._key = key
         self._sealing = hmac.digest(key, b"ca/v1 enc", "sha256")
         self.wrapped = wrapped
         """As it is stored."""
@@ -59,6 +60,15 @@ class StrandKey:
         """What `seal` was given; raises InvalidTag where it is another item, another key, or was changed."""
         cipher = AESGCM(hmac.digest(self._sealing, name, "sha256"))
         return cipher.decrypt(sealed[:_NONCE], sealed[_NONCE:], name)
+
+    @property
+    def tags(self) -> bytes:
+        """The key of the strand's tags: whoever has it can tell the strand's entries, and that none is missing."""
+        return hmac.digest(self._key, b"ca/v1 tag", "sha256")
+
+    def salt(self, event: UUID) -> bytes:
+        """What the commitment to an event is keyed with: whoever has it can check the event, and no other one."""
+        return hmac.digest(hmac.digest(self._key, b"ca/v1 salt", "sha256"), event.bytes, "sha256")
 
 
 class Vault:

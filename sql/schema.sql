@@ -17,6 +17,7 @@ CREATE TABLE migration (
 CREATE TABLE tenant (
     log_id     integer     PRIMARY KEY CHECK (log_id BETWEEN 1 AND 999999999),
     slug       text        COLLATE "C" NOT NULL UNIQUE,
+    origin     text        COLLATE "C" NOT NULL,     -- of its checkpoints: <host>/<slug>; never changes
     issuers    bytea       NOT NULL DEFAULT '[]',    -- JSON: those of the policy in force
     created_at timestamptz NOT NULL DEFAULT now()
 );
@@ -32,6 +33,7 @@ CREATE TABLE ledger_head (
     log_id      integer     PRIMARY KEY,
     epoch       integer     NOT NULL DEFAULT 1,
     size        bigint      NOT NULL DEFAULT 0,
+    frontier    bytea       NOT NULL DEFAULT '',     -- the roots of the tree's largest complete subtrees (ledger/tree.py)
     policy      integer     NOT NULL DEFAULT 0,      -- version in force; 0 before the first
     frozen      boolean     NOT NULL DEFAULT false,
     recorded_at timestamptz NOT NULL DEFAULT now()   -- of the last entry; never decreases
@@ -126,22 +128,6 @@ CREATE INDEX link_identifier ON link (log_id, identifier);
 CREATE UNIQUE INDEX link_tenure ON link (log_id, identifier, tenure) WHERE kind = 'identity';
 CREATE INDEX link_anchor ON link (log_id, anchor);
 
--- What happened to links, one row an entry of the ledger.
-CREATE TABLE link_event (
-    log_id      integer     NOT NULL,
-    idx         bigint      NOT NULL,                -- place in the ledger
-    event       uuid        NOT NULL,
-    link        uuid        NOT NULL,
-    kind        text        COLLATE "C" NOT NULL,    -- linked, ended, annulment_asked, annulled
-    credential  text        COLLATE "C" NOT NULL,
-    recorded_at timestamptz NOT NULL,
-    identifier  bytea       NOT NULL,                -- whose strand's key seals the payload
-    tenure      integer     NOT NULL,
-    payload     bytea       NOT NULL,                -- canonical JSON, sealed
-    PRIMARY KEY (log_id, idx)
-);
-CREATE INDEX link_event_link ON link_event (log_id, link, idx);
-
 -- Linked identifiers that said different things, by the link that made it known. Whether one is still open is always
 -- worked out.
 CREATE TABLE conflict (
@@ -153,24 +139,46 @@ CREATE TABLE conflict (
     PRIMARY KEY (log_id, link, purpose, channel)
 );
 
--- One act of a person (one call) is one event. Never updated, never deleted by the service.
-CREATE TABLE consent_event (
+-- The leaves of the tree (ledger/entry.py), gap-free. No role of the service may change or remove one.
+CREATE TABLE ledger_entry (
+    log_id      integer     NOT NULL,
+    idx         bigint      NOT NULL,
+    entry       bytea       NOT NULL,
+    PRIMARY KEY (log_id, idx)
+);
+
+-- Hashes of the tree by 256 (c2sp.org/tlog-tiles): full tiles, each once; others are worked out when asked for.
+CREATE TABLE ledger_tile (
+    log_id      integer     NOT NULL,
+    level       smallint    NOT NULL,
+    n           bigint      NOT NULL,
+    root        bytea       NOT NULL,                -- what stands for the whole tile in the level above
+    hashes      bytea       NOT NULL,                -- 8,192 bytes
+    PRIMARY KEY (log_id, level, n)
+);
+
+-- What happened to a person: one act (one call) is one event, and one entry of the ledger. What was said or done stands
+-- in the payload, sealed; beside it what queries need.
+CREATE TABLE event (
     log_id      integer     NOT NULL,
     idx         bigint      NOT NULL,                -- place in the ledger
     event       uuid        NOT NULL,
+    kind        text        COLLATE "C" NOT NULL,    -- consent, link
     identifier  bytea       NOT NULL,
     tenure      integer     NOT NULL,
     sequence    bigint      NOT NULL,                -- place among the strand's events, from 1
-    purposes    text[]      COLLATE "C" NOT NULL,
-    statuses    text[]      COLLATE "C" NOT NULL,    -- of the same records, same order
+    purposes    text[]      COLLATE "C" NOT NULL,    -- of a consent's records; of others empty
+    statuses    text[]      COLLATE "C" NOT NULL,    -- of the same records, same order; of a link what happened to it
     credential  text        COLLATE "C" NOT NULL,
     grade       smallint    NOT NULL,
     recorded_at timestamptz NOT NULL,
-    payload     bytea       NOT NULL,                -- canonical JSON of the whole act, sealed
+    link        uuid,                                -- of what happened to a link
+    payload     bytea       NOT NULL,                -- canonical JSON, sealed
     PRIMARY KEY (log_id, idx),
     UNIQUE (log_id, event),
     UNIQUE (log_id, identifier, tenure, sequence)
 );
+CREATE INDEX event_link ON event (log_id, link) WHERE link IS NOT NULL;
 
 -- What a check reads: the records that stand, one row per key and slot (see states.py).
 CREATE TABLE consent_state (
@@ -209,7 +217,9 @@ CREATE TABLE idempotency (
     event       uuid        NOT NULL,
     identifier  bytea       NOT NULL,
     tenure      integer     NOT NULL,
-    answer      bytea       NOT NULL,                -- sealed by the strand's key
+    idx         bigint      NOT NULL,                -- of the event, and how large the tree was once it was written:
+    size        bigint      NOT NULL,                -- what the receipt is made from again
+    answer      bytea       NOT NULL,                -- without its receipt, sealed by the strand's key
     recorded_at timestamptz NOT NULL,
     PRIMARY KEY (log_id, credential, device, key)
 );
@@ -232,12 +242,14 @@ ALTER TABLE contact ENABLE ROW LEVEL SECURITY;
 CREATE POLICY one_tenant ON contact USING (log_id = current_setting('consent.log_id')::integer);
 ALTER TABLE link ENABLE ROW LEVEL SECURITY;
 CREATE POLICY one_tenant ON link USING (log_id = current_setting('consent.log_id')::integer);
-ALTER TABLE link_event ENABLE ROW LEVEL SECURITY;
-CREATE POLICY one_tenant ON link_event USING (log_id = current_setting('consent.log_id')::integer);
 ALTER TABLE conflict ENABLE ROW LEVEL SECURITY;
 CREATE POLICY one_tenant ON conflict USING (log_id = current_setting('consent.log_id')::integer);
-ALTER TABLE consent_event ENABLE ROW LEVEL SECURITY;
-CREATE POLICY one_tenant ON consent_event USING (log_id = current_setting('consent.log_id')::integer);
+ALTER TABLE ledger_entry ENABLE ROW LEVEL SECURITY;
+CREATE POLICY one_tenant ON ledger_entry USING (log_id = current_setting('consent.log_id')::integer);
+ALTER TABLE ledger_tile ENABLE ROW LEVEL SECURITY;
+CREATE POLICY one_tenant ON ledger_tile USING (log_id = current_setting('consent.log_id')::integer);
+ALTER TABLE event ENABLE ROW LEVEL SECURITY;
+CREATE POLICY one_tenant ON event USING (log_id = current_setting('consent.log_id')::integer);
 ALTER TABLE consent_state ENABLE ROW LEVEL SECURITY;
 CREATE POLICY one_tenant ON consent_state USING (log_id = current_setting('consent.log_id')::integer);
 ALTER TABLE idempotency ENABLE ROW LEVEL SECURITY;
@@ -256,6 +268,7 @@ CREATE POLICY one_tenant ON tenant FOR UPDATE USING (log_id = current_setting('c
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO consent_app;
 GRANT INSERT ON ALL TABLES IN SCHEMA public TO consent_app;
 REVOKE INSERT ON migration, tenant FROM consent_app;
-GRANT INSERT (log_id, slug) ON tenant TO consent_app;
+GRANT INSERT (log_id, slug, origin) ON tenant TO consent_app;
+-- Entries, tiles and events may be added, and neither changed nor removed.
 GRANT UPDATE ON tenant, ledger_head, credential, revocation, strand, link, consent_state TO consent_app;
 GRANT DELETE ON revocation, consent_state, conflict TO consent_app;

@@ -187,6 +187,13 @@ class Level(Protocol):
         """The answer."""
 
 
+UNKNOWN = BatchRow(
+    frontier=b"", tenure=0, tenured=False, events=0, key=None, body=None, answer=None, answer_event=None,
+    answer_tenure=None, answer_idx=None, answer_size=None, answer_key=None,
+)  # fmt: skip
+"""Of somebody who was never heard of."""
+
+
 class Pure:
     """No database, no clock: preparation, fold and decision of the service, by themselves."""
 
@@ -194,8 +201,8 @@ class Pure:
         self.policy = policy
         self.now = base
         self.hasher = Hasher(b"for tests only", 1)
-        ledger = Ledger(cast("Any", None), Policies(), Vault(b"for tests only"), self.hasher, 1)
-        self.batch = Batch(ledger, self._head(), {}, {})
+        ledger = Ledger(cast("Any", None), Policies(), b"for tests only", Vault(b"for tests only"), 1)
+        self.batch = Batch(ledger, self._head(), b"", {}, {})
         self.rows: list[State] = []
 
     def device(self) -> devices.Device:
@@ -212,10 +219,10 @@ class Pure:
         act, errors = prepare(self.policy, 1, read(msgspec.json.encode(body)), credential, None, self.hasher)
         if errors or act is None:
             return False, {"errors": msgspec.to_builtins(errors)}
-        answer = self.batch.add(act, BatchRow(0, False, 0, None, None, None, None, None, None))
-        assert isinstance(answer, bytes)
+        place = self.batch.add(act, UNKNOWN)
+        assert isinstance(place, int)
         self.rows = list(self.batch.standing[act.identifier].values())
-        return True, msgspec.json.decode(answer)
+        return True, msgspec.json.decode(self.batch.answers[place])
 
     async def check(self, body: dict[str, Any], at: timedelta) -> dict[str, Any]:
         contact = None if body["contact"] is None else self.hasher.contact(body["contact"])

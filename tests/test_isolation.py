@@ -570,8 +570,7 @@ Secrets = tuple[set[str], set[str]]
 
 async def secrets_of(world: World, tenant: Tenant) -> Secrets:
     stored = await world.owner.fetch(
-        """SELECT event::text AS id FROM consent_event WHERE log_id = $1
-           UNION ALL SELECT event::text FROM link_event WHERE log_id = $1
+        """SELECT event::text AS id FROM event WHERE log_id = $1
            UNION ALL SELECT link::text FROM link WHERE log_id = $1""",
         tenant.log_id,
     )
@@ -601,8 +600,8 @@ async def operate(world: World, me: Tenant, them: Tenant, made: Run, foreign: li
         steps: dict[str, Callable[[], Awaitable[Any]]] = {
             "create": lambda: keys.create_key(connection, secret, new),
             "replace": lambda: keys.add_second_key(connection, secret, log_id, "extra"),
-            "drop": lambda: keys.drop_old_key(connection, log_id, "extra"),
-            "revoke": lambda: keys.revoke(connection, log_id, "extra"),
+            "drop": lambda: keys.drop_old_key(connection, SECRET.encode(), log_id, "extra"),
+            "revoke": lambda: keys.revoke(connection, SECRET.encode(), log_id, "extra"),
             "list": lambda: keys.list_keys(connection, log_id),
             "ask": lambda: keys.is_valid(connection, secret, log_id, "service", them.keys["service"]),
             "plan": lambda: tenants.plan_policy(connection, log_id, store.Policies(), wanted),
@@ -877,7 +876,12 @@ async def test_a_connection_writes_the_rows_of_one_tenant(world: World) -> None:
 
 async def test_the_past_and_the_deployment_cannot_be_written(world: World) -> None:
     async with db.connection(world.made.pool, world.tenants["heron"].log_id) as connection:
-        for table, column in {"consent_event": "idx", "link_event": "idx", "migration": "version"}.items():
+        for table, column in {
+            "ledger_entry": "idx",
+            "ledger_tile": "n",
+            "event": "idx",
+            "migration": "version",
+        }.items():
             assert await connection.fetchval(f"SELECT count(*) FROM {table}") > 0
             for statement in (f"UPDATE {table} SET {column} = {column}", f"DELETE FROM {table}", f"TRUNCATE {table}"):
                 with pytest.raises(REFUSED):
@@ -1277,7 +1281,7 @@ async def revoked(world: World) -> str:
     async with db.connection(world.made.pool, log_id) as connection:
         gone = auth.Credential(log_id, "gone", "service", "gone", frozenset(auth.SCOPES), frozenset(), None)
         key = await keys.add_key(connection, world.made.ledgers._secret, gone)
-        await keys.revoke(connection, log_id, "gone")
+        await keys.revoke(connection, SECRET.encode(), log_id, "gone")
     return key
 
 

@@ -126,7 +126,7 @@ async def test_whoever_may_not_change_the_schema_may_serve(database_url: str) ->
             async with await db.connect(visitor, size=1) as pool, db.connection(pool) as connection:
                 await tenants.ensure(connection, "visited")
                 with pytest.raises(asyncpg.InsufficientPrivilegeError):
-                    await connection.execute("DELETE FROM consent_event")
+                    await connection.execute("DELETE FROM event")
         finally:
             await maker.execute(f"DROP ROLE {name}")
             await maker.close()

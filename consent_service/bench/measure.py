@@ -133,7 +133,7 @@ async def _set_up(url: str, chosen: Settings) -> dict[str, Any]:
     await db.migrate(url)
     async with await db.connect(url, size=1, role=None) as pool, db.connection(pool) as connection:
         await contenders.make_table(connection)
-    return await demo.set_up(url, settings.secret(chosen), Path(chosen.data), "http://127.0.0.1")
+    return await demo.set_up(url, settings.secret(chosen), chosen, "http://127.0.0.1")
 
 
 @contextlib.contextmanager

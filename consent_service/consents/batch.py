@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -15,9 +15,12 @@ from consent_service import ids
 from consent_service.consents.answer import recorded
 from consent_service.consents.model import Shown
 from consent_service.consents.prepare import Act, Prepared
+from consent_service.consents.receipts import Earlier, told
 from consent_service.decisions import Ask, decide, open_conflicts
 from consent_service.errors import ConsentError, FieldError, Invalid, KeyReused
-from consent_service.ledger import Head, Ledger, Revision
+from consent_service.ledger import Growth, Head, Ledger, Log, Opening, Revision, issue
+from consent_service.ledger.entry import tag
+from consent_service.ledger.tree import Frontier, leaf_hash
 from consent_service.policies import GRADES
 from consent_service.states import (
     ANY,
@@ -50,6 +53,8 @@ class PolicyMoved(ConsentError):
 class BatchRow(msgspec.Struct, frozen=True):
     """What is known about one act of a batch before it is written."""
 
+    frontier: bytes
+    """Of the tree; with the first act of the batch only."""
     tenure: int
     """The identifier's current strand; 0 where it has none."""
     tenured: bool
@@ -62,6 +67,8 @@ class BatchRow(msgspec.Struct, frozen=True):
     answer: bytes | None
     answer_event: UUID | None
     answer_tenure: int | None
+    answer_idx: int | None
+    answer_size: int | None
     answer_key: bytes | None
 
 
@@ -78,10 +85,16 @@ class Batch:
     """Everything that one statement writes."""
 
     def __init__(
-        self, ledger: Ledger, head: Head, members: Mapping[bytes, list[Member]], standing: dict[bytes, Standing]
+        self,
+        ledger: Ledger,
+        head: Head,
+        frontier: bytes,
+        members: Mapping[bytes, list[Member]],
+        standing: dict[bytes, Standing],
     ) -> None:
         self.ledger = ledger
         self.head = head
+        self.frontier = Frontier.read(head.size, frontier)
         self.standing = standing
         """By identifier: the rows that stand."""
         self.persons = {m.member: own for own in members.values() for m in own if m.kind in ("self", "identity")}
@@ -93,26 +106,32 @@ class Batch:
         """The rows to write, each with its event's place in `events`."""
         self.conflicts: set[tuple[UUID, str, str]] = set()
         """That are open since: by link, purpose and channel."""
-        self.answered: dict[tuple[str, bytes, bytes], tuple[bytes, bytes]] = {}
+        self.answered: dict[tuple[str, bytes, bytes], tuple[bytes, int]] = {}
+        """By idempotency key: the body, and the place of its event in `events`."""
         self.events: list[tuple[Any, ...]] = []
+        self.openings: list[Opening] = []
+        self.entries: list[bytes] = []
+        """Of the ledger, one for each event, and what opens each."""
+        self.answers: list[bytes] = []
+        """To the events, still without their receipts."""
 
-    def add(self, act: Act, known: BatchRow) -> bytes | Exception:
-        """Write an act, or find that it was written before."""
+    def add(self, act: Act, known: BatchRow) -> int | Earlier | Exception:
+        """Write an act, as which event of this batch; or find that it was written before."""
         key = (act.credential, act.device, act.key)
-        before = self.answered.get(key)
-        if before is None and known.body is not None:
-            before = known.body, b"" if known.body != act.body_hash else unsealed(self.ledger, act.identifier, known)
-        if before is not None:
+        if (before := self.answered.get(key)) is not None:
             return before[1] if before[0] == act.body_hash else KeyReused()
+        if known.body is not None:
+            return Earlier(act.identifier, known) if known.body == act.body_hash else KeyReused()
         if act.policy_version != self.head.policy:
             return PolicyMoved()
         members = self.persons.get(act.identifier) or [_stranger(act)]
         wrong = self._crowded(act) or _unguarded(act, members)
         if wrong is not None:
             return Invalid("Some fields cannot be accepted.", (wrong,))
-        answer = self._write(act, known, members)
-        self.answered[key] = act.body_hash, answer
-        return answer
+        self._write(act, known, members)
+        place = len(self.events) - 1
+        self.answered[key] = act.body_hash, place
+        return place
 
     def _crowded(self, act: Act) -> FieldError | None:
         """Rows of one identifier are read and weighed together, so their number has an end."""
@@ -127,12 +146,13 @@ class Batch:
                 )
         return None
 
-    def _write(self, act: Act, known: BatchRow, members: list[Member]) -> bytes:
+    def _write(self, act: Act, known: BatchRow, members: list[Member]) -> None:
         event, now = ids.event_id(), self.head.now
         strand = self._strand(act, known, members)
         before = person(members, self.standing)
         records = [self._settle(act, record, before) for record in act.records]
-        states = [_state(act, record, strand.tenure, event, before, now) for record in records]
+        guardian = next((m.link for m in members if m.kind == "guardian" and m.member == act.guardian), None)
+        states = [_state(act, record, strand.tenure, event, before, guardian, now) for record in records]
         for record, state in zip(records, states, strict=True):
             self._put(state)
             for carried in _carried(act, state, members):
@@ -146,14 +166,24 @@ class Batch:
         revision = Revision(self.head.epoch, self.head.size + len(self.events) + 1)
         answer = _ANSWER.encode(recorded(act, records, states, self._told(act, members), event, revision, now))
         shown = act.notice or _NO_NOTICE
+        payload = _payload(act, records, event, guardian, now)
+        opening = Opening(msgspec.Raw(payload), strand.key.salt(event), tag(strand.key.tags, strand.events))
+        self.openings.append(opening)
+        self.entries.append(opening.entry)
+        self.answers.append(answer)
         self.events.append((
             event, act.identifier, strand.tenure, strand.events, ",".join([r.purpose for r in records]),
             ",".join([r.status for r in records]), act.credential, act.grade,
-            strand.key.seal(event.bytes, _payload(act, records, event, now)), act.device, act.key, act.body_hash,
+            strand.key.seal(event.bytes, payload), act.device, act.key, act.body_hash,
             strand.key.seal(answer_to(event), answer), shown.id, shown.version, shown.language,
             act.method or "",
         ))  # fmt: skip
-        return answer
+
+    def receipts(self, log: Log, growth: Growth) -> Iterator[bytes]:
+        """The answers to the events, under one checkpoint for all of them."""
+        checkpoint = log.checkpoint(growth.frontier.size, growth.root)
+        for index, (answer, opening) in enumerate(zip(self.answers, self.openings, strict=True), growth.first):
+            yield told(answer, issue(index, growth.proof(index), opening, checkpoint))
 
     def _note_conflicts(self, act: Act, records: list[Prepared], members: list[Member]) -> None:
         """What is said late may contradict what was said before two identifiers were linked."""
@@ -210,7 +240,11 @@ class Batch:
                 record = replace(record, status="requested")
         return record
 
-    def rows(self) -> Iterator[Any]:
+    def grown(self) -> Growth:
+        """The tree with the entries of this batch."""
+        return self.frontier.grown([leaf_hash(entry) for entry in self.entries])
+
+    def rows(self, growth: Growth) -> Iterator[Any]:
         """The parameters of `write_batch`, from its sixth on."""
         yield from zip(*self.events, strict=True)
         made = [(i, subject, strand) for i, (subject, strand) in self.strands.items() if strand.new]
@@ -230,6 +264,8 @@ class Batch:
         yield from self._state_rows()
         for part in range(3):
             yield [conflict[part] for conflict in self.conflicts]
+        yield growth.frontier.write()
+        yield self.entries
 
     def _state_rows(self) -> Iterator[str]:
         """Rows that can stand nowhere yet, as what they have beyond their event; then the others, whole."""
@@ -243,32 +279,6 @@ class Batch:
             for place, (n, state) in self.changed.items() if place in fresh
         ]).decode()  # fmt: skip
         yield _ROWS.encode([state for place, (_, state) in self.changed.items() if place not in fresh]).decode()
-
-
-class Answered(Protocol):
-    """The columns that hold an answer given before."""
-
-    @property
-    def answer(self) -> Any:
-        """Sealed bytes."""
-
-    @property
-    def answer_event(self) -> Any:
-        """UUID of the event that it was about."""
-
-    @property
-    def answer_tenure(self) -> Any:
-        """The strand whose key seals it."""
-
-    @property
-    def answer_key(self) -> Any:
-        """That key, wrapped."""
-
-
-def unsealed(ledger: Ledger, identifier: bytes, row: Answered) -> bytes:
-    """An answer given before."""
-    key = ledger.vault.open(Place(ledger.log_id, identifier, row.answer_tenure), row.answer_key)
-    return key.open(answer_to(row.answer_event), row.answer)
 
 
 class _NewState(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -309,7 +319,9 @@ def _unguarded(act: Act, members: list[Member]) -> FieldError | None:
     return FieldError("/guardian", "is not linked to this subject as its guardian; link it by POST /v1/links first")
 
 
-def _state(act: Act, record: Prepared, tenure: int, event: UUID, who: Person, now: datetime) -> State:
+def _state(
+    act: Act, record: Prepared, tenure: int, event: UUID, who: Person, guardian: UUID | None, now: datetime
+) -> State:
     slot, occurred_at = slot_of(record.status, act.method, guardian=bool(act.guardian)), record.occurred_at or now
     valid_for = act.policy.purposes[record.purpose].valid_for if record.status in GRANTS else None
     expires_at = None if valid_for is None else valid_for.after(occurred_at)
@@ -317,8 +329,7 @@ def _state(act: Act, record: Prepared, tenure: int, event: UUID, who: Person, no
     ends = slot == Slot.GUARDIAN or (record.status in GRANTS and act.policy.purposes[record.purpose].age is not None)
     if ends and who.ties.minor_until is not None:
         expires_at = who.ties.minor_until if expires_at is None else min(expires_at, who.ties.minor_until)
-    guardian = next((m for m in who.members if m.kind == "guardian" and m.member == act.guardian), None)
-    via = guardian.link.bytes if slot == Slot.GUARDIAN and guardian is not None and guardian.link is not None else b""
+    via = guardian.bytes if slot == Slot.GUARDIAN and guardian is not None else b""
     shown = act.notice or _NO_NOTICE
     return State(
         act.identifier, record.purpose, record.channel, record.contact, record.recipient, slot, act.grade, tenure, via,
@@ -350,7 +361,7 @@ def _carried(act: Act, state: State, members: list[Member]) -> Iterator[State]:
         )
 
 
-def _payload(act: Act, records: list[Prepared], event: UUID, now: datetime) -> bytes:
+def _payload(act: Act, records: list[Prepared], event: UUID, guardian: UUID | None, now: datetime) -> bytes:
     """The whole act as canonical JSON: what history shows and what a proof will be about."""
     return _PAYLOAD.encode(
         Event(
@@ -369,7 +380,7 @@ def _payload(act: Act, records: list[Prepared], event: UUID, now: datetime) -> b
             method=act.method,
             evidence=act.evidence,
             grade=GRADES[act.grade],
-            guardian=act.guardian_subject,
+            guardian=guardian,
             credential=act.credential,
             policy=act.policy_version,
         )

@@ -58,7 +58,6 @@ class Act(msgspec.Struct, frozen=True, gc=False):
     """Whether the caller may be told what holds for the person, or for the identifier alone."""
     guardian: bytes
     """Keyed hash of the guardian who acted; b"" where none did."""
-    guardian_subject: Subject | None
 
 
 def attests(credential: Credential) -> bool:
@@ -341,7 +340,6 @@ def prepare(
         grade=grade_of(credential, body.method),
         whole=attests(credential) or credential.kind == "person",
         guardian=b"" if body.guardian is None else hasher.identifier(body.guardian),
-        guardian_subject=body.guardian,
     )
     return act, errors
 

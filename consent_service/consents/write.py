@@ -12,9 +12,10 @@ from msgspec.structs import replace
 
 from consent_service import db, decode
 from consent_service.auth import Credential
-from consent_service.consents.batch import Batch, BatchRow, PolicyMoved, unsealed
+from consent_service.consents.batch import Batch, BatchRow, PolicyMoved
 from consent_service.consents.model import ConsentBody, DeviceBody
 from consent_service.consents.prepare import Act, Sent, earlier, prepare, read
+from consent_service.consents.receipts import Earlier, again
 from consent_service.devices import Devices, cookie
 from consent_service.errors import Frozen, Invalid, KeyMissing, KeyReused, NotFound
 from consent_service.ledger import Batcher, Head, Ledger, Ledgers, PerLedger, group_commit, lock_head, read_head
@@ -31,6 +32,8 @@ class AnswerRow(msgspec.Struct, frozen=True):
     answer: bytes
     answer_event: UUID
     answer_tenure: int
+    answer_idx: int
+    answer_size: int
     answer_key: bytes
 
 
@@ -137,9 +140,10 @@ class _Book:
             return None
         async with self.ledger.connection() as connection:
             row = await _READ_ANSWER(connection, self.ledger.log_id, call.credential, call.device, call.key)
-        if row is None or row.body != call.body_hash:
-            return None
-        return unsealed(self.ledger, row.identifier, row)
+            if row is None or row.body != call.body_hash:
+                return None
+            head = await read_head(connection, self.ledger.log_id)
+            return await again(connection, self.ledger, head.epoch, Earlier(row.identifier, row))
 
     async def _noes(self, act: Act | None) -> dict[str, Any] | None:
         """Write the noes of an act, whatever became of the rest; what to tell of them beside the refusal."""
@@ -206,12 +210,20 @@ class _Book:
             now, members, standing = await find(connection, log_id, list(returning), shared, head.now)
             if now.revision != head.revision or now.policy != head.policy:
                 return None
-        batch = Batch(self.ledger, head, members, standing)
-        answers = [batch.add(act, row) for act, row in zip(acts, known, strict=True)]
+        log = await self.ledger.log(connection, head.epoch)
+        batch = Batch(self.ledger, head, known[0].frontier, members, standing)
+        done = [batch.add(act, row) for act, row in zip(acts, known, strict=True)]
+        receipts: list[bytes] = []
         if batch.events:
+            growth = batch.grown()
             written = await _WRITE_BATCH(
-                connection, log_id, head.now, head.size, head.epoch, head.policy, *batch.rows()
+                connection, log_id, head.now, head.size, head.epoch, head.policy, *batch.rows(growth)
             )
             if written is None or not written.heads:
                 return None
-        return answers
+            receipts = list(batch.receipts(log, growth))
+        return [
+            receipts[one] if isinstance(one, int)
+            else await again(connection, self.ledger, head.epoch, one) if isinstance(one, Earlier) else one
+            for one in done
+        ]  # fmt: skip

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from typing import Generic, TypeVar
 
+import msgspec
+
 from consent_service import db
+from consent_service.errors import NotFound
+from consent_service.ledger.note import Signer
+from consent_service.ledger.receipt import Log
 from consent_service.policies.store import Policies
 from consent_service.subjects import Hasher
 from consent_service.vault import Vault
@@ -14,19 +20,41 @@ from consent_service.vault import Vault
 T = TypeVar("T")
 
 
+class OriginRow(msgspec.Struct, frozen=True):
+    """The name under which a ledger signs."""
+
+    origin: str
+
+
+_READ_ORIGIN = db.one("ledger", "read_origin", OriginRow)
+
+
 class Ledger:
     """One tenant's ledger: how to reach it, and the keys to what it holds."""
 
-    def __init__(self, pool: db.Pool, policies: Policies, vault: Vault, hasher: Hasher, log_id: int) -> None:
+    def __init__(self, pool: db.Pool, policies: Policies, secret: bytes, vault: Vault, log_id: int) -> None:
         self._pool = pool
+        self._seed = hmac.digest(secret, b"ca/v1 log %d" % log_id, "sha256")
+        self._logs: dict[int, Log] = {}
         self.policies = policies
         self.vault = vault
-        self.hasher = hasher
+        self.hasher = Hasher(secret, log_id)
         self.log_id = log_id
 
     def connection(self) -> AbstractAsyncContextManager[db.Connection]:
         """A connection that sees this tenant's rows and no others."""
         return db.connection(self._pool, self.log_id)
+
+    async def log(self, connection: db.Connection, epoch: int) -> Log:
+        """How the ledger signs in an epoch: each is a log of its own, because it contradicts those before."""
+        log = self._logs.get(epoch)
+        if log is None:
+            row = await _READ_ORIGIN(connection, self.log_id)
+            if row is None:
+                raise NotFound("There is no such tenant.")
+            origin = row.origin if epoch == 1 else f"{row.origin}/{epoch}"
+            log = self._logs[epoch] = Log(origin, (Signer(origin, self._seed),))
+        return log
 
 
 class Ledgers:
@@ -43,8 +71,7 @@ class Ledgers:
         """The ledger of a tenant; the number comes from a credential and from nowhere else."""
         ledger = self._made.get(log_id)
         if ledger is None:
-            hasher = Hasher(self._secret, log_id)
-            ledger = self._made[log_id] = Ledger(self._pool, self._policies, self._vault, hasher, log_id)
+            ledger = self._made[log_id] = Ledger(self._pool, self._policies, self._secret, self._vault, log_id)
         return ledger
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import datetime
 
 import msgspec
 
 from consent_service import db
 from consent_service.errors import Frozen, NotFound
+from consent_service.ledger.tree import Frontier, Growth, leaf_hash
 
 REVISION = r"^([0-9]{1,9})\.([0-9]{1,18})$(?!\n)"
 """The form of a revision on the wire."""
@@ -47,11 +49,26 @@ class Head(msgspec.Struct, frozen=True):
         return Revision(self.epoch, self.size)
 
 
-_LOCK = db.one("ledger", "lock_head", Head)
+class Tip(Head, frozen=True):
+    """The head as whoever lets the ledger grow needs it."""
+
+    frontier: bytes
+    """See `tree.Frontier`."""
+
+
+class Appended(msgspec.Struct, frozen=True):
+    """Whether entries were appended."""
+
+    heads: int
+    """1, or 0 where the ledger had changed."""
+
+
+_APPEND = db.one("ledger", "append", Appended)
+_LOCK = db.one("ledger", "lock_head", Tip)
 _READ = db.one("ledger", "read_head", Head)
 
 
-async def lock_head(connection: db.Connection, log_id: int) -> Head:
+async def lock_head(connection: db.Connection, log_id: int) -> Tip:
     """The head, ours until the transaction ends. `now` never lies before the last entry.
 
     Raises:
@@ -71,3 +88,14 @@ async def read_head(connection: db.Connection, log_id: int) -> Head:
     if head is None:
         raise NotFound("There is no such tenant.")
     return head
+
+
+async def append(
+    connection: db.Connection, log_id: int, tip: Tip, entries: Sequence[bytes], recorded_at: datetime
+) -> Growth:
+    """Add entries at the end of a ledger whose head is held, of which nothing was appended since `tip`."""
+    growth = Frontier.read(tip.size, tip.frontier).grown([leaf_hash(entry) for entry in entries])
+    appended = await _APPEND(connection, log_id, tip.size, recorded_at, growth.frontier.write(), entries)
+    if appended is None or not appended.heads:
+        raise AssertionError("whoever holds the head is not overtaken")
+    return growth

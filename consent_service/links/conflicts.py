@@ -15,7 +15,7 @@ from consent_service.ledger import Ledgers
 from consent_service.links.model import Conflict, Conflicts, ConflictsBody, LinkHistory, Links, LinksBody
 from consent_service.links.write import READ_LINKS
 from consent_service.subjects import id_errors
-from consent_service.tenures import Person, Snapshot, names, read
+from consent_service.tenures import Person, Snapshot, names, read, subjects
 from consent_service.vault import Place
 
 _FIRST = UUID(int=0)
@@ -97,6 +97,7 @@ class Conflicted:
         async with ledger.connection() as connection:
             rows = await READ_LINKS(connection, ledger.log_id, [ledger.hasher.identifier(body.subject)])
             events = await _READ_EVENTS(connection, ledger.log_id, [row.link for row in rows])
+            named = await subjects(connection, ledger, [side for row in rows for side in (row.identifier, row.anchor)])
         told: dict[UUID, list[msgspec.Raw]] = {}
         for event in events:
             key = ledger.vault.open(Place(ledger.log_id, event.identifier, event.tenure), event.key)
@@ -104,7 +105,8 @@ class Conflicted:
         return _ENCODER.encode(
             Links([
                 LinkHistory(
-                    link=row.link, kind=row.kind, since=row.began_at, until=row.until, ended_at=row.ended_at,
+                    link=row.link, kind=row.kind, identifier=named.get(row.identifier), anchor=named.get(row.anchor),
+                    since=row.began_at, until=row.until, ended_at=row.ended_at,
                     annulled_at=row.annulled_at, events=told.get(row.link, []),
                 )
                 for row in rows

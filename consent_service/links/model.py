@@ -85,6 +85,8 @@ class Linked(msgspec.Struct, frozen=True, kw_only=True):
     conflicts: list[OpenConflict]
     rev: str
     effective_by: Moment
+    receipt: str | None
+    """For what was written (c2sp.org/tlog-proof@v1); null where nothing was."""
 
 
 class EndBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -127,19 +129,27 @@ class Conflicts(msgspec.Struct, frozen=True):
     """Pass it as `after` for the next page; null when there is nothing beyond."""
 
 
+Change = Literal["linked", "ended", "annulment_asked", "annulled"]
+
+
 class LinkEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """What happened to a link; its canonical JSON is the payload that the ledger commits to."""
+    """What happened to a link, told to one of its two sides; its canonical JSON is what the ledger commits to.
+
+    Each side has an event of its own, which names nobody else: so the history of either is complete by itself, and
+    either can be erased.
+    """
 
     event: UUID
     recorded_at: Moment
     link: UUID
-    change: Literal["linked", "ended", "annulment_asked", "annulled"]
+    change: Change
     kind: LinkKind
-    identifier: Subject
-    anchor: Subject
+    side: Literal["identifier", "anchor"]
+    subject: Subject
     grade: Grade
     until: Moment | None
     evidence: dict[str, Any] | None
+    """With the identifier's event only, as the reason."""
     reason: str | None
     credential: str
     """Who did it."""
@@ -156,6 +166,9 @@ class LinkHistory(msgspec.Struct, frozen=True, kw_only=True):
 
     link: UUID
     kind: LinkKind
+    identifier: Subject | None
+    """Null once erased; so the anchor."""
+    anchor: Subject | None
     since: Moment
     until: Moment | None
     ended_at: Moment | None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -13,11 +13,13 @@ from consent_service import db, decode, ids, revocations
 from consent_service.auth import Credential, is_of_token
 from consent_service.decisions import open_conflicts
 from consent_service.errors import Forbidden, NotFound, Taken
-from consent_service.ledger import Head, Ledger, Ledgers, Revision, lock_head, read_head
+from consent_service.ledger import Ledger, Ledgers, Opening, Revision, Tip, append, issue, lock_head, read_head
+from consent_service.ledger.entry import tag
 from consent_service.links.model import (
     AnnulBody,
     Challenge,
     ChallengeBody,
+    Change,
     EndBody,
     LinkBody,
     Linked,
@@ -36,6 +38,8 @@ MAX_LINKS = 64
 _TICK = timedelta(microseconds=1)
 _ENCODER = msgspec.json.Encoder()
 _PAYLOAD = msgspec.json.Encoder(order="sorted")
+_NOBODY = Subject("nobody", "-")
+"""Until the strand of a side is known."""
 
 
 class LinkRow(msgspec.Struct, frozen=True):
@@ -70,6 +74,17 @@ class StrandRow(msgspec.Struct, frozen=True):
 
 
 READ_LINKS = db.many("links", "read_links", LinkRow)
+
+
+class CountedRow(msgspec.Struct, frozen=True):
+    """A strand that has got another event."""
+
+    events: int
+    namespace: str
+    key: bytes
+    value: bytes
+
+
 _READ_LINK = db.one("links", "read_link", LinkRow)
 _READ_STRAND = db.one("links", "read_strand", StrandRow)
 _ADD_STRAND = db.execute("links", "add_strand")
@@ -77,7 +92,8 @@ _ADD_LINK = db.execute("links", "add_link")
 _END_LINK = db.execute("links", "end_link")
 _ASK_ANNULMENT = db.execute("links", "ask_annulment")
 _ANNUL_LINK = db.execute("links", "annul_link")
-_ADD_EVENT = db.execute("links", "add_link_event")
+_ADD_EVENT = db.execute("ledger", "add_event")
+_COUNT_EVENT = db.one("ledger", "count_event", CountedRow)
 _ADD_CONFLICTS = db.execute("links", "add_conflicts")
 
 
@@ -111,7 +127,8 @@ class Linker:
         claim = await self._prover.prove(policy, credential, body)
         async with ledger.connection() as connection, connection.transaction():
             change = await _Change.begin(ledger, connection, credential)
-            return _ENCODER.encode(await change.link(claim, body))
+            row, conflicts = await change.link(claim, body)
+            return _ENCODER.encode(await change.finish(row, conflicts))
 
     async def end(self, raw: bytes, credential: Credential, link: str) -> bytes:
         """End a link (`EndBody` to `Linked`): what was permitted through it stops; a no keeps holding."""
@@ -132,7 +149,7 @@ class Linker:
                 await _END_LINK(connection, ledger.log_id, row.link, change.now)
                 row = msgspec.structs.replace(row, ended_at=change.now)
                 await change.note(row, "ended")
-            answer = await change.answer(row, [])
+            answer = await change.finish(row, [])
             return _ENCODER.encode(msgspec.structs.replace(answer, anchor=None) if by_device else answer)
 
     async def annul(self, raw: bytes, credential: Credential, link: str) -> tuple[int, bytes]:
@@ -149,38 +166,40 @@ class Linker:
                     await _ASK_ANNULMENT(connection, ledger.log_id, row.link, credential.id)
                     row = msgspec.structs.replace(row, annul_asked=credential.id)
                     await change.note(row, "annulment_asked", reason=body.reason)
-                return 202, _ENCODER.encode(await change.answer(row, []))
+                return 202, _ENCODER.encode(await change.finish(row, []))
             if row.annulled_at is None:
                 if is_of_token(row.annul_asked or "") != is_of_token(credential.id):
                     raise Forbidden("Both officers come with keys, or both with tokens: else they may be one person.")
                 await _ANNUL_LINK(connection, ledger.log_id, row.link, change.now)
                 row = msgspec.structs.replace(row, annulled_at=change.now)
                 await change.note(row, "annulled", reason=body.reason)
-            return 200, _ENCODER.encode(await change.answer(row, []))
+            return 200, _ENCODER.encode(await change.finish(row, []))
 
 
 class _Change:
     """One transaction that holds the head."""
 
     def __init__(
-        self, ledger: Ledger, connection: db.Connection, credential: Credential, head: Head, policy: Policy
+        self, ledger: Ledger, connection: db.Connection, credential: Credential, tip: Tip, policy: Policy
     ) -> None:
         self.ledger = ledger
         self.connection = connection
         self.credential = credential
         self.policy = policy
-        self.revision = head.revision
-        self.epoch = head.epoch
-        self.size = head.size
-        self.now = head.now + _TICK
+        self.tip = tip
+        self.now = tip.now + _TICK
         """Later than whatever was recorded, so that it can be told what was recorded before a link."""
+        self.openings: list[Opening] = []
+        """Of the entries to be appended."""
+        self.receipt_of = 0
+        """Which of them the answer has the receipt of."""
 
     @classmethod
     async def begin(cls, ledger: Ledger, connection: db.Connection, credential: Credential) -> _Change:
         """Takes the head."""
-        head = await lock_head(connection, ledger.log_id)
-        policy = await ledger.policies.get(connection, ledger.log_id, head.policy)
-        return cls(ledger, connection, credential, head, policy)
+        tip = await lock_head(connection, ledger.log_id)
+        policy = await ledger.policies.get(connection, ledger.log_id, tip.policy)
+        return cls(ledger, connection, credential, tip, policy)
 
     async def read(self, link: str) -> LinkRow:
         """A link by the id in an address."""
@@ -192,7 +211,7 @@ class _Change:
             raise NotFound("There is no such link.")
         return row
 
-    async def link(self, claim: Claim, body: LinkBody) -> Linked:
+    async def link(self, claim: Claim, body: LinkBody) -> tuple[LinkRow, list[OpenConflict]]:
         """Makes a link that was proved, unless it is there."""
         log_id, hasher = self.ledger.log_id, self.ledger.hasher
         identifier, anchor = hasher.identifier(claim.identifier), hasher.identifier(claim.anchor)
@@ -203,7 +222,7 @@ class _Change:
             await revocations.demand_live(self.connection, self.ledger, claim.login)
         if before is not None and before.until == claim.until:
             await self._use(claim)  # or it could be presented again when the link has ended
-            return await self.answer(before, [])
+            return before, []
         for row in active:
             if row.kind == claim.kind == "identity" and row.identifier == identifier and row is not before:
                 if not body.replace:
@@ -223,7 +242,7 @@ class _Change:
 
     async def _make(
         self, claim: Claim, body: LinkBody, identifier: bytes, anchor: bytes, rows: Sequence[LinkRow]
-    ) -> Linked:
+    ) -> tuple[LinkRow, list[OpenConflict]]:
         log_id = self.ledger.log_id
         mine = [r.tenure for r in rows if r.kind == "identity" and r.identifier == identifier and r.annulled_at is None]
         tenure = await self._strand(claim.identifier, identifier, new=claim.kind == "identity")
@@ -243,7 +262,7 @@ class _Change:
         if conflicts:
             purposes, channels = [c.purpose for c in conflicts], [c.channel for c in conflicts]
             await _ADD_CONFLICTS(self.connection, log_id, row.link, purposes, channels, self.now)
-        return await self.answer(row, conflicts)
+        return row, conflicts
 
     def _demand_apart(self, active: Sequence[LinkRow], kind: LinkKind, identifier: bytes, anchor: bytes) -> None:
         """A group is nobody's identifier: else its yes would be the yes of one of its members."""
@@ -292,47 +311,63 @@ class _Change:
         return [OpenConflict(purpose, channel) for purpose, channel in found]
 
     async def note(
-        self,
-        row: LinkRow,
-        change: Literal["linked", "ended", "annulment_asked", "annulled"],
-        *,
-        evidence: dict[str, Any] | None = None,
-        reason: str | None = None,
+        self, row: LinkRow, change: Change, *, evidence: dict[str, Any] | None = None, reason: str | None = None
     ) -> None:
-        """Writes the entry of the ledger, sealed by the identifier's current strand."""
-        strand, key = await self._key(row.identifier)
-        event = ids.event_id()
-        payload = LinkEvent(
-            event=event, recorded_at=self.now, link=row.link, change=change, kind=row.kind,
-            identifier=_named(strand, key), anchor=await self.name(row.anchor), grade=GRADES[row.grade],
-            until=row.until, evidence=evidence, reason=reason, credential=self.credential.id,
+        """Writes the events, one for each side."""
+        self.receipt_of = len(self.openings)
+        told = LinkEvent(
+            event=ids.event_id(), recorded_at=self.now, link=row.link, change=change, kind=row.kind, side="identifier",
+            subject=_NOBODY, grade=GRADES[row.grade], until=row.until, evidence=evidence, reason=reason,
+            credential=self.credential.id,
         )  # fmt: skip
+        await self._tell(row, row.identifier, row.tenure, told)
+        other = msgspec.structs.replace(told, event=ids.event_id(), side="anchor", evidence=None, reason=None)
+        await self._tell(row, row.anchor, 0, other)
+
+    async def _tell(self, row: LinkRow, identifier: bytes, tenure: int, told: LinkEvent) -> None:
+        """The event of one side, in the strand that the link began, or else in the current one."""
+        log_id = self.ledger.log_id
+        if not tenure:
+            tenure = (await self._current(identifier)).tenure
+        strand = await _COUNT_EVENT(self.connection, log_id, identifier, tenure)
+        assert strand is not None, "a link has strands on both sides"  # noqa: S101 -- made before it
+        key = self.ledger.vault.open(Place(log_id, identifier, tenure), strand.key)
+        payload = _PAYLOAD.encode(msgspec.structs.replace(told, subject=_named(strand, key)))
+        self.openings.append(Opening(msgspec.Raw(payload), key.salt(told.event), tag(key.tags, strand.events)))
         await _ADD_EVENT(
-            self.connection, self.ledger.log_id, self.size, event, row.link, change, self.credential.id, self.now,
-            row.identifier, strand.tenure, key.seal(event.bytes, _PAYLOAD.encode(payload)),
+            self.connection, log_id, self.tip.size + len(self.openings) - 1, told.event, "link", identifier, tenure,
+            strand.events, [told.change], self.credential.id, row.grade, self.now, row.link,
+            key.seal(told.event.bytes, payload),
         )  # fmt: skip
-        self.size += 1
-        self.revision = Revision(self.epoch, self.size)
 
     async def name(self, identifier: bytes) -> Subject:
         """An identifier, as it was given."""
-        return _named(*await self._key(identifier))
+        strand = await self._current(identifier)
+        return _named(strand, self.ledger.vault.open(Place(self.ledger.log_id, identifier, strand.tenure), strand.key))
 
-    async def _key(self, identifier: bytes) -> tuple[StrandRow, StrandKey]:
+    async def _current(self, identifier: bytes) -> StrandRow:
         strand = await _READ_STRAND(self.connection, self.ledger.log_id, identifier)
         if strand is None:
             raise NotFound("There is no such identifier.")
-        place = Place(self.ledger.log_id, identifier, strand.tenure)
-        return strand, self.ledger.vault.open(place, strand.key)
+        return strand
 
-    async def answer(self, row: LinkRow, conflicts: list[OpenConflict]) -> Linked:
-        """The link as it now stands."""
+    async def finish(self, row: LinkRow, conflicts: list[OpenConflict]) -> Linked:
+        """Appends the entries; the link as it now stands."""
+        revision, receipt = self.tip.revision, None
+        if self.openings:
+            entries = [opening.entry for opening in self.openings]
+            growth = await append(self.connection, self.ledger.log_id, self.tip, entries, self.now)
+            revision = Revision(self.tip.epoch, growth.frontier.size)
+            index = growth.first + self.receipt_of
+            log = await self.ledger.log(self.connection, self.tip.epoch)
+            checkpoint = log.checkpoint(growth.frontier.size, growth.root)
+            receipt = issue(index, growth.proof(index), self.openings[self.receipt_of], checkpoint)
         reuse = max((purpose.reuse_window for purpose in self.policy.purposes.values()), default=timedelta(0))
         return Linked(
             link=row.link, kind=row.kind, identifier=await self.name(row.identifier),
             anchor=await self.name(row.anchor), grade=GRADES[row.grade], since=row.began_at, until=row.until,
             ended_at=row.ended_at, annulled_at=row.annulled_at, annulment_asked=row.annul_asked is not None,
-            conflicts=conflicts, rev=str(self.revision), effective_by=self.now + reuse,
+            conflicts=conflicts, rev=str(revision), effective_by=self.now + reuse, receipt=receipt,
         )  # fmt: skip
 
 
@@ -340,5 +375,5 @@ def _is_same(row: LinkRow, kind: LinkKind, identifier: bytes, anchor: bytes) -> 
     return row.kind == kind and row.identifier == identifier and row.anchor == anchor
 
 
-def _named(strand: StrandRow, key: StrandKey) -> Subject:
+def _named(strand: StrandRow | CountedRow, key: StrandKey) -> Subject:
     return Subject(strand.namespace, key.open(VALUE, strand.value).decode())

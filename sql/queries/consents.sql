@@ -1,7 +1,8 @@
 -- The write path: one statement a batch, on the condition that the head is as it was read; else under its lock.
 
 -- name: read_answer :one
-SELECT k.body, k.identifier, k.answer, k.event AS answer_event, k.tenure AS answer_tenure, s.key AS answer_key
+SELECT k.body, k.identifier, k.answer, k.event AS answer_event, k.tenure AS answer_tenure, k.idx AS answer_idx,
+       k.size AS answer_size, s.key AS answer_key
 FROM idempotency k
 JOIN strand s ON s.log_id = $1 AND s.identifier = k.identifier AND s.tenure = k.tenure
 WHERE k.log_id = $1 AND k.credential = $2 AND k.device = $3 AND k.key = $4;
@@ -10,13 +11,15 @@ WHERE k.log_id = $1 AND k.credential = $2 AND k.device = $3 AND k.key = $4;
 -- The head, and for each act of the batch, in its order: the current strand of its identifier, and an answer already
 -- given under its key. LIMIT keeps each look-up a look-up: the one plan may be made while the tables are still empty.
 SELECT h.epoch, h.size, h.policy, h.frozen, greatest(h.recorded_at, clock_timestamp()) AS now,
+       CASE WHEN a.n = 1 THEN h.frontier ELSE '' END AS frontier,
        coalesce(i.tenure, 0) AS tenure, coalesce(i.tenured, false) AS tenured, coalesce(i.events, 0) AS events, i.key,
-       k.body, k.answer, k.event AS answer_event, k.tenure AS answer_tenure, k.strand_key AS answer_key
+       k.body, k.answer, k.event AS answer_event, k.tenure AS answer_tenure, k.idx AS answer_idx,
+       k.size AS answer_size, k.strand_key AS answer_key
 FROM ledger_head h
 CROSS JOIN unnest($2::text[], $3::bytea[], $4::bytea[], $5::bytea[]) WITH ORDINALITY
     AS a (credential, device, key, identifier, n)
 LEFT JOIN LATERAL (
-    SELECT o.body, o.answer, o.event, o.tenure,
+    SELECT o.body, o.answer, o.event, o.tenure, o.idx, o.size,
            (SELECT s.key FROM strand s WHERE s.log_id = $1 AND s.identifier = o.identifier AND s.tenure = o.tenure)
                AS strand_key
     FROM idempotency o
@@ -43,7 +46,7 @@ ORDER BY a.n;
 -- Event n of the batch takes the n-th index; a new state takes from its event what they share. States travel as JSON,
 -- which costs client and server together less than arrays.
 WITH head AS (
-    UPDATE ledger_head SET size = $3 + cardinality($6::uuid[]), recorded_at = $2
+    UPDATE ledger_head SET size = $3 + cardinality($6::uuid[]), frontier = $41, recorded_at = $2
     WHERE log_id = $1 AND size = $3 AND epoch = $4 AND policy = $5 AND NOT frozen
     RETURNING log_id
 ), events AS (
@@ -54,15 +57,21 @@ WITH head AS (
                       $19::text[], $20::int[], $21::text[], $22::text[]) WITH ORDINALITY
         AS e (event, identifier, tenure, sequence, purposes, statuses, credential, grade, payload, device, key, body,
               answer, notice, notice_version, language, method, n)
+), entries AS (
+    INSERT INTO ledger_entry (log_id, idx, entry)
+    SELECT h.log_id, $3 + n - 1, entry FROM head h CROSS JOIN unnest($42::bytea[]) WITH ORDINALITY AS e (entry, n)
 ), history AS (
-    INSERT INTO consent_event (log_id, recorded_at, idx, event, identifier, tenure, sequence, purposes, statuses,
-                               credential, grade, payload)
-    SELECT log_id, $2, $3 + n - 1, event, identifier, tenure, sequence, string_to_array(purposes, ','),
+    INSERT INTO event (log_id, recorded_at, kind, idx, event, identifier, tenure, sequence, purposes, statuses,
+                       credential, grade, payload)
+    SELECT log_id, $2, 'consent', $3 + n - 1, event, identifier, tenure, sequence, string_to_array(purposes, ','),
            string_to_array(statuses, ','), credential, grade, payload
     FROM events
 ), answers AS (
-    INSERT INTO idempotency (log_id, recorded_at, credential, device, key, body, event, identifier, tenure, answer)
-    SELECT log_id, $2, credential, device, key, body, event, identifier, tenure, answer FROM events
+    INSERT INTO idempotency (log_id, recorded_at, credential, device, key, body, event, identifier, tenure, idx, size,
+                             answer)
+    SELECT log_id, $2, credential, device, key, body, event, identifier, tenure, $3 + n - 1,
+           $3 + cardinality($6::uuid[]), answer
+    FROM events
 ), strands AS (
     INSERT INTO strand (log_id, identifier, tenure, namespace, key, value, events)
     SELECT h.log_id, i.*

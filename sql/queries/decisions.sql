@@ -10,8 +10,8 @@ WHERE c.log_id = $1 AND c.identifier = ANY($2::bytea[]) AND c.contact = ANY($3::
 -- name: read_history :many
 -- A page of one identifier's events, oldest first, past a place in a strand.
 SELECT e.idx, e.tenure, e.sequence, e.event, e.payload, s.key
-FROM consent_event e
+FROM event e
 JOIN strand s ON s.log_id = $1 AND s.identifier = $2 AND s.tenure = e.tenure
-WHERE e.log_id = $1 AND e.identifier = $2 AND (e.tenure, e.sequence) > ($3, $4)
+WHERE e.log_id = $1 AND e.identifier = $2 AND (e.tenure, e.sequence) > ($3, $4) AND e.kind = 'consent'
 ORDER BY e.tenure, e.sequence
 LIMIT $5;

@@ -55,14 +55,6 @@ WITH annulled AS (
 DELETE FROM consent_state s USING touched t
 WHERE s.log_id = $1 AND s.identifier = t.identifier AND position(uuid_send($2::uuid) IN s.via) > 0;
 
--- name: add_link_event :exec
--- An entry of the ledger about a link; the head moves on by one.
-WITH head AS (
-    UPDATE ledger_head SET size = $2 + 1, recorded_at = $7 WHERE log_id = $1
-)
-INSERT INTO link_event (log_id, idx, event, link, kind, credential, recorded_at, identifier, tenure, payload)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10);
-
 -- name: add_conflicts :exec
 INSERT INTO conflict (log_id, link, purpose, channel, opened_at)
 SELECT $1, $2, c.purpose, c.channel, $5 FROM unnest($3::text[], $4::text[]) AS c (purpose, channel);
@@ -86,8 +78,10 @@ ORDER BY link DESC
 LIMIT 1;
 
 -- name: read_link_events :many
+-- What happened to links, on the side that was linked.
 SELECT e.event, e.link, e.identifier, e.tenure, e.payload, s.key
-FROM link_event e
+FROM event e
+JOIN link l ON l.log_id = $1 AND l.link = e.link AND l.identifier = e.identifier
 JOIN strand s ON s.log_id = $1 AND s.identifier = e.identifier AND s.tenure = e.tenure
 WHERE e.log_id = $1 AND e.link = ANY($2::uuid[])
 ORDER BY e.idx;

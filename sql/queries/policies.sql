@@ -17,7 +17,7 @@ WITH policy AS (
 ), tenant AS (
     UPDATE tenant SET issuers = $10 WHERE log_id = $1
 )
-UPDATE ledger_head SET policy = $2, recorded_at = $5 WHERE log_id = $1;
+UPDATE ledger_head SET policy = $2 WHERE log_id = $1;
 
 -- name: count_subjects :one
 -- How many identifiers have a record for any of the purposes.

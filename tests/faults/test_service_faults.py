@@ -230,7 +230,7 @@ async def ledger(demo: Demo) -> SimpleNamespace:
     try:
         events = await connection.fetch(
             """SELECT log_id, idx, event, identifier, tenure, sequence, recorded_at, payload, key
-               FROM consent_event JOIN strand USING (log_id, identifier, tenure) ORDER BY idx"""
+               FROM event JOIN strand USING (log_id, identifier, tenure) ORDER BY idx"""
         )
         head = await connection.fetchrow("SELECT size, recorded_at FROM ledger_head")
         kept = await connection.fetchval("SELECT count(*) FROM idempotency")
@@ -678,7 +678,7 @@ async def test_a_poisoned_act_fails_alone(
     for n, one in enumerate(who):
         assert (await tenant.check(one, "marketing.email"))["allow"] is (n not in bad)
     async with db.connection(tenant.services.pool, tenant.log_id) as connection:
-        rows = await connection.fetch("SELECT idx FROM consent_event WHERE log_id = $1 ORDER BY idx", tenant.log_id)
+        rows = await connection.fetch("SELECT idx FROM event WHERE log_id = $1 ORDER BY idx", tenant.log_id)
         size = await connection.fetchval("SELECT size FROM ledger_head WHERE log_id = $1", tenant.log_id)
     assert [row["idx"] for row in rows] == list(range(1 + 40 - len(bad))) == list(range(size))
 

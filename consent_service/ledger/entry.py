@@ -1,0 +1,90 @@
+"""The entries of a ledger: what its leaves are the hashes of.
+
+An entry about a person or an officer says nothing to whoever has not its salt: a tag, by which the holder of the
+strand's tag key finds it, and a commitment to the event's payload (canonical JSON). Once the strand's key is destroyed,
+nobody can tell any more whose entry it was, and the tree is as it was. A system entry is JSON in the clear (RFC 8785):
+ids, hashes and counts, no names and no free text.
+"""
+
+from __future__ import annotations
+
+import hmac
+from datetime import datetime
+from typing import Literal, TypeAlias
+
+import msgspec
+
+PERSONAL = b"\1"
+SYSTEM = b"\2"
+TAG = 16
+SALT = 32
+_LENGTH = 1 + TAG + 32
+
+
+def personal(tags: bytes, sequence: int, salt: bytes, payload: bytes) -> bytes:
+    """The entry about an event: `0x01`, the tag of its place in the strand, the commitment to its payload; 49 bytes."""
+    return PERSONAL + tag(tags, sequence) + hmac.digest(salt, payload, "sha256")
+
+
+def tag(tags: bytes, sequence: int) -> bytes:
+    """What the event at a place (from 1) in a strand is found by."""
+    return hmac.digest(tags, sequence.to_bytes(8, "big"), "sha256")[:TAG]
+
+
+def is_personal(entry: bytes) -> bool:
+    """Whether an entry is about a person."""
+    return entry[:1] == PERSONAL and len(entry) == _LENGTH
+
+
+class _System(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="type"):
+    """Base of what happens to a ledger as a whole."""
+
+    at: datetime
+
+
+class PolicyApplied(_System, frozen=True, tag="policy"):
+    """A policy came into force."""
+
+    version: int
+    sha256: str
+
+
+class NoticePublished(_System, frozen=True, tag="notice"):
+    """A version of a notice was published."""
+
+    notice: str
+    version: int
+    sha256: str
+
+
+KeyChange = Literal["created", "changed", "secret_added", "secret_dropped", "revoked"]
+
+
+class KeyChanged(_System, frozen=True, tag="key"):
+    """A credential of ours was made, got or lost a secret, or was revoked."""
+
+    change: KeyChange
+    credential: str
+    """Keyed hash (hex): operators put names into ids."""
+
+
+SystemEvent: TypeAlias = PolicyApplied | NoticePublished | KeyChanged
+_ENCODER = msgspec.json.Encoder(order="sorted")
+_DECODER = msgspec.json.Decoder(SystemEvent)
+
+
+def system(event: SystemEvent) -> bytes:
+    """The entry about something that happened to the ledger."""
+    return SYSTEM + _ENCODER.encode(event)
+
+
+def read_system(entry: bytes) -> SystemEvent:
+    """What a system entry says.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if entry[:1] != SYSTEM:
+        raise ValueError("this is no system entry")
+    event: SystemEvent = _DECODER.decode(entry[1:])
+    return event
