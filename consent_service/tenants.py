@@ -95,10 +95,10 @@ async def ensure(connection: db.Connection, slug: str, host: str = "localhost") 
     for _ in range(5):  # two starters may pick the same new number; one of them looks again
         found = await find(connection, slug)
         if found is not None:
-            await _ADD_HEAD(connection, found)
+            await _ADD_HEAD(connection, found, f"{host}/{slug}")
             return found
         with suppress(db.COLLISION):
-            await _ADD(connection, slug, host)
+            await _ADD(connection, slug)
     raise SetupError(f"The tenant `{slug}` could not be made. Start again.")
 
 

@@ -17,7 +17,6 @@ CREATE TABLE migration (
 CREATE TABLE tenant (
     log_id     integer     PRIMARY KEY CHECK (log_id BETWEEN 1 AND 999999999),
     slug       text        COLLATE "C" NOT NULL UNIQUE,
-    origin     text        COLLATE "C" NOT NULL,     -- of its checkpoints: <host>/<slug>; never changes
     issuers    bytea       NOT NULL DEFAULT '[]',    -- JSON: those of the policy in force
     created_at timestamptz NOT NULL DEFAULT now()
 );
@@ -31,6 +30,7 @@ CREATE TABLE deployment (
 -- One row per ledger; every entry moves it. `size` is the next index: gap-free, in commit order.
 CREATE TABLE ledger_head (
     log_id      integer     PRIMARY KEY,
+    origin      text        COLLATE "C" NOT NULL,    -- under which name it signs: <host>/<slug>; never changes
     epoch       integer     NOT NULL DEFAULT 1,
     size        bigint      NOT NULL DEFAULT 0,
     frontier    bytea       NOT NULL DEFAULT '',     -- the roots of the tree's largest complete subtrees (ledger/tree.py)
@@ -268,7 +268,7 @@ CREATE POLICY one_tenant ON tenant FOR UPDATE USING (log_id = current_setting('c
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO consent_app;
 GRANT INSERT ON ALL TABLES IN SCHEMA public TO consent_app;
 REVOKE INSERT ON migration, tenant FROM consent_app;
-GRANT INSERT (log_id, slug, origin) ON tenant TO consent_app;
+GRANT INSERT (log_id, slug) ON tenant TO consent_app;
 -- Entries, tiles and events may be added, and neither changed nor removed.
 GRANT UPDATE ON tenant, ledger_head, credential, revocation, strand, link, consent_state TO consent_app;
 GRANT DELETE ON revocation, consent_state, conflict TO consent_app;

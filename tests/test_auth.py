@@ -597,6 +597,6 @@ async def test_what_one_tenant_wrote_among_the_issuers_keeps_out_nobody(tenant: 
         await connection.execute("UPDATE tenant SET issuers = 'no JSON' WHERE log_id = $1", tenant.log_id)
         assert await store.read_issuers(connection) == before
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
-            await connection.execute("INSERT INTO tenant (log_id, slug, origin, issuers) VALUES (9, 'evil', 'x', '[]')")
+            await connection.execute("INSERT INTO tenant (log_id, slug, issuers) VALUES (9, 'evil', '[]')")
         with pytest.raises(asyncpg.CheckViolationError):
-            await connection.execute("INSERT INTO tenant (log_id, slug, origin) VALUES (2147483647, 'evil', 'x')")
+            await connection.execute("INSERT INTO tenant (log_id, slug) VALUES (2147483647, 'evil')")

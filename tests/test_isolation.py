@@ -33,10 +33,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from msgspec.structs import replace
 from test_sql import fresh_database
 
-from consent_service import app, auth, clock, db, demo, ids, keys, operations, tenants, vault
+from consent_service import app, auth, clock, db, demo, ids, keys, ledger, operations, tenants, vault
 from consent_service.devices import Device, Devices
 from consent_service.errors import ConsentError
 from consent_service.guard import Operation
+from consent_service.ledger import entry, tiles
 from consent_service.policies import Duration, Issuer, Policy, store
 from consent_service.settings import Settings
 from consent_service.subjects import Hasher
@@ -321,7 +322,11 @@ async def move_in(world: World, policy: Policy) -> None:
             me = world.tenants[word] = Tenant(word, log_id, made, device, spare)
             for version in range(me.version):
                 await tenants.apply_policy(connection, log_id, store.Policies(), policy_of(policy, word, version))
-            await world.owner.execute("UPDATE ledger_head SET size = $2 WHERE log_id = $1", log_id, me.start)
+            async with connection.transaction():
+                tip = await ledger.lock_head(connection, log_id)
+                said = [entry.PolicyApplied(at=tip.now, version=n, sha256=word) for n in range(tip.size, me.start)]
+                await ledger.append(connection, log_id, tip, list(map(entry.system, said)), tip.now)
+                await tiles.store(connection, log_id, me.start)
 
 
 async def do(world: World, me: Tenant, caller: str, operation: Operation, sent: Sent) -> Any:
@@ -494,7 +499,7 @@ def test_every_operation_and_every_field_is_called() -> None:
 
 IDS = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|d[vt]_[0-9]+_[\w-]{22}(?:_[\w-]{43})?")
 PASSING = re.compile(
-    r'[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]+Z|(?<="nonce":")[\w-]+|(?<="error_id":")\w+|\b(client|officer|person):[0-9a-f]{32}\b'
+    r'[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]+Z|(?<="nonce":")[\w-]+|(?<="error_id":")\w+|(?<="receipt":")[^"]+|\b(client|officer|person):[0-9a-f]{32}\b'
 )
 
 
@@ -600,8 +605,8 @@ async def operate(world: World, me: Tenant, them: Tenant, made: Run, foreign: li
         steps: dict[str, Callable[[], Awaitable[Any]]] = {
             "create": lambda: keys.create_key(connection, secret, new),
             "replace": lambda: keys.add_second_key(connection, secret, log_id, "extra"),
-            "drop": lambda: keys.drop_old_key(connection, SECRET.encode(), log_id, "extra"),
-            "revoke": lambda: keys.revoke(connection, SECRET.encode(), log_id, "extra"),
+            "drop": lambda: keys.drop_old_key(connection, secret, log_id, "extra"),
+            "revoke": lambda: keys.revoke(connection, secret, log_id, "extra"),
             "list": lambda: keys.list_keys(connection, log_id),
             "ask": lambda: keys.is_valid(connection, secret, log_id, "service", them.keys["service"]),
             "plan": lambda: tenants.plan_policy(connection, log_id, store.Policies(), wanted),
@@ -876,12 +881,8 @@ async def test_a_connection_writes_the_rows_of_one_tenant(world: World) -> None:
 
 async def test_the_past_and_the_deployment_cannot_be_written(world: World) -> None:
     async with db.connection(world.made.pool, world.tenants["heron"].log_id) as connection:
-        for table, column in {
-            "ledger_entry": "idx",
-            "ledger_tile": "n",
-            "event": "idx",
-            "migration": "version",
-        }.items():
+        columns = {"ledger_entry": "idx", "ledger_tile": "n", "event": "idx", "migration": "version"}
+        for table, column in columns.items():
             assert await connection.fetchval(f"SELECT count(*) FROM {table}") > 0
             for statement in (f"UPDATE {table} SET {column} = {column}", f"DELETE FROM {table}", f"TRUNCATE {table}"):
                 with pytest.raises(REFUSED):
@@ -1281,7 +1282,7 @@ async def revoked(world: World) -> str:
     async with db.connection(world.made.pool, log_id) as connection:
         gone = auth.Credential(log_id, "gone", "service", "gone", frozenset(auth.SCOPES), frozenset(), None)
         key = await keys.add_key(connection, world.made.ledgers._secret, gone)
-        await keys.revoke(connection, SECRET.encode(), log_id, "gone")
+        await keys.revoke(connection, world.made.ledgers._secret, log_id, "gone")
     return key
 
 

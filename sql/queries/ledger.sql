@@ -45,20 +45,20 @@ RETURNING events, namespace, key, value;
 
 -- name: add_tenant :one
 -- A new tenant; nothing where the slug is taken.
-INSERT INTO tenant (log_id, slug, origin)
-SELECT coalesce(max(log_id), 0) + 1, $1, $2 || '/' || $1 FROM tenant
+INSERT INTO tenant (log_id, slug)
+SELECT coalesce(max(log_id), 0) + 1, $1 FROM tenant
 ON CONFLICT (slug) DO NOTHING
 RETURNING log_id;
 
 -- name: add_head :exec
 -- Its empty ledger, once.
-INSERT INTO ledger_head (log_id) VALUES ($1) ON CONFLICT (log_id) DO NOTHING;
+INSERT INTO ledger_head (log_id, origin) VALUES ($1, $2) ON CONFLICT (log_id) DO NOTHING;
 
 -- name: read_tenant :one
 SELECT log_id FROM tenant WHERE slug = $1;
 
 -- name: read_origin :one
-SELECT origin FROM tenant WHERE log_id = $1;
+SELECT origin FROM ledger_head WHERE log_id = $1;
 
 -- name: read_entries :many
 -- Entries from $2 up to but without $3.
