@@ -9,13 +9,17 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import click
 import msgspec
 
 from consent_service import __version__, auth, db, demo, keys, log, policies, server, settings, tenants
 from consent_service.errors import ConsentError, NotFound, SetupError
+from consent_service.ledger import Status, read_status, receipt
+from consent_service.ledger.note import NoteError
+from consent_service.ledger.proof import MAX_PROOF
+from consent_service.ledger.trust import MAX_TRUST, Trust, trusting
 from consent_service.policies import store
 from consent_service.settings import Settings
 
@@ -289,6 +293,74 @@ def _table(rows: Sequence[Sequence[Any]]) -> str:
     cells = [[str(cell) or "-" for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
+
+
+@consent.group("ledger")
+def ledger_commands() -> None:
+    """The ledger of a tenant: how far it is, and what it signs."""
+
+
+of_ledger = click.option("--tenant", required=True, metavar="SLUG", help="The tenant whose ledger it is.")
+
+
+def _read_status(tenant: str, data: str | None, database_url: str | None) -> Status:
+    async def read(connection: db.Connection, log_id: int, root: bytes) -> Status:
+        return await read_status(connection, root, log_id)
+
+    return _for_tenant(tenant, data, database_url, read)
+
+
+@ledger_commands.command("status")
+@of_ledger
+@service_options
+@as_json
+def ledger_status(tenant: str, as_json: bool, data: str | None, database_url: str | None) -> None:
+    """Tell how many entries the ledger has, the hash of its tree, and the key that it signs with."""
+    status = _read_status(tenant, data, database_url)
+    lines = [
+        ("origin", status.origin), ("epoch", status.epoch), ("size", status.size), ("root", status.root),
+        ("frozen", "yes" if status.frozen else "no"), *(("key", key) for key in status.keys),
+    ]  # fmt: skip
+    _tell(as_json, status, _table(lines))
+
+
+@ledger_commands.command("checkpoint")
+@of_ledger
+@service_options
+@as_json
+def ledger_checkpoint(tenant: str, as_json: bool, data: str | None, database_url: str | None) -> None:
+    """Print a signed checkpoint (c2sp.org/tlog-checkpoint) of the ledger as it is now."""
+    status = _read_status(tenant, data, database_url)
+    _tell(as_json, {"checkpoint": status.checkpoint}, status.checkpoint.removesuffix("\n"))
+
+
+@consent.command("verify")
+@click.argument("file", type=click.File("r", encoding="utf-8", errors="surrogateescape"))
+@click.option(
+    "--key", "keys_given", multiple=True, metavar="VKEY", help="A log's key, as `consent ledger status` shows it."
+)
+@click.option(
+    "--trust",
+    type=click.File("r", encoding="utf-8", errors="surrogateescape"),
+    metavar="POLICY",
+    help="A file that says which logs and witnesses are trusted (c2sp.org/tlog-policy).",
+)
+@as_json
+def verify_file(file: TextIO, keys_given: tuple[str, ...], trust: TextIO | None, as_json: bool) -> None:
+    """Check a receipt: offline, by itself and the keys that you trust. Exit code 0: genuine, 1: not."""
+    if bool(keys_given) == (trust is not None):
+        raise click.UsageError("Name whom you trust: one --key or more, or a --trust file.")
+    text = trust.read(MAX_TRUST + 1) if trust is not None else trusting(keys_given)
+    try:
+        whom = Trust.parse(text)
+    except NoteError as error:
+        raise click.UsageError(f"That is nobody to trust: {error}.") from None
+    try:
+        found = receipt.verify(file.read(MAX_PROOF + 1), whom)
+    except NoteError as error:
+        _tell(as_json, {"genuine": False, "why": str(error)}, f"Falsified or not a receipt: {error}.")
+        sys.exit(1)
+    _tell(as_json, receipt.as_json(found), receipt.as_text(found))
 
 
 @consent.command("openapi")

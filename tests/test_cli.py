@@ -21,6 +21,7 @@ from conftest import SECRET, Tenant
 from faults.conftest import CONSENT, Demo, clean_environment, copied, demo_data, new_place, processes, running, within
 
 from consent_service import __version__, cli, db
+from consent_service.ledger import note
 from consent_service.policies import find
 
 
@@ -641,3 +642,53 @@ def test_a_restart_of_the_demo_undoes_neither_rotation_nor_revocation(place: Pat
     key("revoke", "service")
     assert statuses(old, new, told=False) == [401, 401]
     assert [one["id"] for one in key("list") if one["revoked_at"]] == ["service"]
+
+
+# The ledger
+
+
+def test_a_receipt_is_verified_by_whoever_has_it_and_the_key(place: Path):
+    with running(place) as demo, demo.client() as client:
+        text = client.record("ada").body["receipt"]
+        (place / "receipt.tlog-proof").write_text(text)
+        withdrawn = {"subject": {"type": "login", "id": "ada"}, "records": [{"purpose": "*", "status": "withdrawn"}]}
+        (place / "no.tlog-proof").write_text(client.call("POST", "/v1/consents", withdrawn).body["receipt"])
+    status = json.loads(consent(place, "ledger", "status", "--tenant", "demo", "--data", "data", "--json").stdout)
+    assert (status["origin"], status["frozen"]) == ("localhost/demo", False)
+    last = status["size"] - 1
+    """The withdrawal; before it the consent, and before that what the start of the demo did."""
+    (key,) = status["keys"]
+    assert key in consent(place, "ledger", "status", "--tenant", "demo", "--data", "data").stdout
+    shutil.rmtree(place / "data")  # nothing of the service is needed
+    for name, said in (("receipt", "given"), ("no", "withdrawn")):
+        done = consent(place, "verify", f"{name}.tlog-proof", "--key", key, "--json")
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        assert (found["genuine"], found["payload"]["records"][0]["status"]) == (True, said)
+    told = consent(place, "verify", "receipt.tlog-proof", "--key", key).stdout
+    assert told.startswith(f"Genuine: entry {last - 1} of the ledger localhost/demo, which had {last} entries then")
+    (place / "trusted").write_text(f"# ours\nlog {key}\nquorum none\n")
+    assert consent(place, "verify", "receipt.tlog-proof", "--trust", "trusted").returncode == 0
+
+
+def test_a_checkpoint_is_a_note_that_the_key_signed(place: Path):
+    printed = consent(place, "ledger", "checkpoint", "--tenant", "demo", "--data", "data").stdout
+    status = json.loads(consent(place, "ledger", "status", "--tenant", "demo", "--data", "data", "--json").stdout)
+    signed = note.read(printed, [note.Verifier.parse(key) for key in status["keys"]])
+    found = note.Checkpoint.parse(signed.text)
+    assert (found.origin, found.size, found.root.hex()) == ("localhost/demo", status["size"], status["root"])
+
+
+def test_what_is_falsified_is_1_and_whom_nobody_can_trust_2(bare: Path):
+    log = note.Signer("consent.example/demo", bytes(32))
+    (bare / "empty").write_text("")
+    (bare / "binary").write_bytes(bytes(range(256)))
+    for name in ("empty", "binary"):
+        done = consent(bare, "verify", name, "--key", str(log.verifier))
+        assert (done.returncode, done.stdout.startswith("Falsified"), "Traceback" in done.stderr) == (1, True, False)
+        refused = json.loads(consent(bare, "verify", name, "--key", str(log.verifier), "--json").stdout)
+        assert (refused["genuine"], bool(refused["why"])) == (False, True)
+    for wrong in ((), ("--key", "no key"), ("--trust", "empty"), ("--key", str(log.verifier), "--trust", "empty")):
+        done = consent(bare, "verify", "empty", *wrong)
+        assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert consent(bare, "verify", "nothing", "--key", str(log.verifier)).returncode == 2

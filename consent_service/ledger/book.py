@@ -11,8 +11,10 @@ import msgspec
 
 from consent_service import db
 from consent_service.errors import NotFound
+from consent_service.ledger.head import read_tip
 from consent_service.ledger.note import Signer
 from consent_service.ledger.receipt import Log
+from consent_service.ledger.tree import Frontier
 from consent_service.policies.store import Policies
 from consent_service.subjects import Hasher
 from consent_service.vault import Vault
@@ -29,12 +31,47 @@ class OriginRow(msgspec.Struct, frozen=True):
 _READ_ORIGIN = db.one("ledger", "read_origin", OriginRow)
 
 
+async def read_log(connection: db.Connection, secret: bytes, log_id: int, epoch: int) -> Log:
+    """How a ledger signs in an epoch."""
+    row = await _READ_ORIGIN(connection, log_id)
+    if row is None:
+        raise NotFound("There is no such tenant.")
+    origin = row.origin if epoch == 1 else f"{row.origin}/{epoch}"
+    return Log(origin, (Signer(origin, hmac.digest(secret, b"ca/v1 log %d" % log_id, "sha256")),))
+
+
+class Status(msgspec.Struct, frozen=True):
+    """Where a ledger stands."""
+
+    origin: str
+    epoch: int
+    size: int
+    root: str
+    """SHA-256 in hex."""
+    frozen: bool
+    keys: list[str]
+    """What its signatures are verified with (vkeys of c2sp.org/signed-note)."""
+    checkpoint: str
+    """Signed."""
+
+
+async def read_status(connection: db.Connection, secret: bytes, log_id: int) -> Status:
+    """Where a ledger stands now."""
+    tip = await read_tip(connection, log_id)
+    log = await read_log(connection, secret, log_id, tip.epoch)
+    root = Frontier.read(tip.size, tip.frontier).root
+    return Status(
+        origin=log.origin, epoch=tip.epoch, size=tip.size, root=root.hex(), frozen=tip.frozen,
+        keys=[str(signer.verifier) for signer in log.signers], checkpoint=log.checkpoint(tip.size, root),
+    )  # fmt: skip
+
+
 class Ledger:
     """One tenant's ledger: how to reach it, and the keys to what it holds."""
 
     def __init__(self, pool: db.Pool, policies: Policies, secret: bytes, vault: Vault, log_id: int) -> None:
         self._pool = pool
-        self._seed = hmac.digest(secret, b"ca/v1 log %d" % log_id, "sha256")
+        self._secret = secret
         self._logs: dict[int, Log] = {}
         self.policies = policies
         self.vault = vault
@@ -49,11 +86,7 @@ class Ledger:
         """How the ledger signs in an epoch: each is a log of its own, because it contradicts those before."""
         log = self._logs.get(epoch)
         if log is None:
-            row = await _READ_ORIGIN(connection, self.log_id)
-            if row is None:
-                raise NotFound("There is no such tenant.")
-            origin = row.origin if epoch == 1 else f"{row.origin}/{epoch}"
-            log = self._logs[epoch] = Log(origin, (Signer(origin, self._seed),))
+            log = self._logs[epoch] = await read_log(connection, self._secret, self.log_id, epoch)
         return log
 
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Sequence
-from typing import NamedTuple
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
 
 import msgspec
 
 from consent_service.ledger.entry import PERSONAL, SALT, TAG
-from consent_service.ledger.note import Checkpoint, Note, NoteError, Signer, Verifier, sign
+from consent_service.ledger.note import Checkpoint, Note, NoteError, Signer, sign
 from consent_service.ledger.proof import Proof
+from consent_service.ledger.trust import Trust
 
 
 class Opening(msgspec.Struct, frozen=True):
@@ -60,8 +62,8 @@ class Receipt(msgspec.Struct, frozen=True):
     note: Note
 
 
-def verify(text: str, known: Sequence[Verifier]) -> Receipt:
-    """What a receipt proves.
+def verify(text: str, trust: Trust) -> Receipt:
+    """What a receipt proves to whoever trusts these logs and witnesses.
 
     Raises:
         NoteError: it proves nothing; says why.
@@ -73,5 +75,36 @@ def verify(text: str, known: Sequence[Verifier]) -> Receipt:
         raise NoteError("the extra data does not open the entry") from None
     if len(opening.salt) != SALT or len(opening.tag) != TAG:
         raise NoteError("the extra data does not open the entry")
-    checkpoint, note = proof.verify(opening.entry, known)
+    checkpoint, note = proof.verify(opening.entry, trust.known)
+    trust.demand(checkpoint, note)
     return Receipt(proof.index, bytes(opening.payload), checkpoint, note)
+
+
+def as_json(receipt: Receipt) -> dict[str, Any]:
+    """For programs."""
+    return {
+        "genuine": True,
+        "origin": receipt.checkpoint.origin,
+        "index": receipt.index,
+        "size": receipt.checkpoint.size,
+        "root": receipt.checkpoint.root.hex(),
+        "signed_by": [signed.by.name for signed in receipt.note.signatures],
+        "payload": msgspec.Raw(receipt.payload),
+    }
+
+
+def as_text(receipt: Receipt) -> str:
+    """For people: what was proved, by whom it is signed, and what it says."""
+    checkpoint = receipt.checkpoint
+    seen = [
+        f"{signed.by.name} saw it on {datetime.fromtimestamp(signed.at, UTC):%Y-%m-%d %H:%M:%S} UTC"
+        for signed in receipt.note.signatures
+        if signed.at is not None
+    ]
+    return "\n".join((
+        f"Genuine: entry {receipt.index} of the ledger {checkpoint.origin}, which had {checkpoint.size} entries then",
+        f"and signs that their tree is {checkpoint.root.hex()}.",
+        *seen,
+        "What it says:",
+        msgspec.json.format(receipt.payload).decode(),
+    ))  # fmt: skip

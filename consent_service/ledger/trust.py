@@ -77,6 +77,11 @@ class Trust(NamedTuple):
         return sum(self._saw(member, seen) for member in group.members) >= group.needed
 
 
+def trusting(keys: Iterable[str]) -> str:
+    """The file that trusts these logs, and asks for no witness."""
+    return "".join(f"log {key}\n" for key in keys) + f"quorum {_NONE}\n"
+
+
 class _Reading:
     """A file, line by line. What is named must stand above."""
 

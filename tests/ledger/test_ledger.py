@@ -14,7 +14,8 @@ from conftest import SECRET, Tenant
 
 from consent_service import db, keys, tenants
 from consent_service.ledger import entry, receipt, tiles, tree
-from consent_service.ledger.note import NoteError, Verifier
+from consent_service.ledger.note import NoteError
+from consent_service.ledger.trust import Trust, trusting
 from consent_service.policies import Policy, store
 from consent_service.subjects import Subject
 from consent_service.vault import Place
@@ -23,11 +24,12 @@ WEB = {"purpose": "analytics", "status": "given", "channel": "web"}
 NO = {"purpose": "analytics", "status": "withdrawn"}
 
 
-async def known(tenant: Tenant) -> list[Verifier]:
+async def known(tenant: Tenant) -> Trust:
     """The keys that the tenant's ledger signs with."""
     ledger = tenant.services.ledgers.of(tenant.log_id)
     async with ledger.connection() as connection:
-        return [signer.verifier for signer in (await ledger.log(connection, 1)).signers]
+        log = await ledger.log(connection, 1)
+    return Trust.parse(trusting(str(signer.verifier) for signer in log.signers))
 
 
 async def entries(tenant: Tenant) -> list[bytes]:
@@ -239,7 +241,7 @@ async def test_tiles_give_the_nodes_of_the_tree(tenant: Tenant) -> None:
 async def test_what_a_ledger_signs_with_is_its_own(tenant: Tenant, make_tenant: Any, demo_policy: Policy) -> None:
     other = await make_tenant.make(demo_policy)
     mine, theirs = await known(tenant), await known(other)
-    assert {one.raw for one in mine}.isdisjoint(one.raw for one in theirs)
+    assert {one.raw for one in mine.known}.isdisjoint(one.raw for one in theirs.known)
     text = (await tenant.record(WEB, subject={"type": "login", "id": "ada"})).json()["receipt"]
     with pytest.raises(NoteError, match="no known key"):
         receipt.verify(text, theirs)
