@@ -61,8 +61,9 @@ def examples() -> Iterator[tuple[str, str]]:
 
 
 def still(answer: object) -> object:
-    """An answer without what differs from run to run: ids and times."""
-    text = json.dumps(answer)
+    """An answer without what differs from run to run: ids, times and proofs."""
+    text = json.dumps(answer, ensure_ascii=False)
+    text = re.sub(r"(c2sp\.org/tlog-proof@v1\\n)[^\"]*", r"\1…", text)
     text = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "id", text)
     return json.loads(re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z", "time", text))
 
