@@ -291,7 +291,11 @@ def alive(pid: int) -> bool:
 
 
 def postmaster(data: Path) -> int:
-    return int((data / "pg" / "postmaster.pid").read_text().split()[0])
+    """Its process id; 0 between the end of one and the start of the next, whose file is not whole at once."""
+    try:
+        return int((data / "pg" / "postmaster.pid").read_text().split()[0])
+    except (FileNotFoundError, IndexError):
+        return 0
 
 
 def is_free(port: int) -> bool:
