@@ -160,7 +160,7 @@ class Demo:
     def workers(self) -> list[int]:
         return [pid for pid in children(self.pid) if "consent_service.server" in command_line(pid)]
 
-    def postmaster(self) -> int:
+    def postmaster(self) -> int | None:
         return postmaster(self.data)
 
     def database_url(self) -> str:
@@ -290,12 +290,12 @@ def alive(pid: int) -> bool:
     return False
 
 
-def postmaster(data: Path) -> int:
-    """Its process id; 0 between the end of one and the start of the next, whose file is not whole at once."""
+def postmaster(data: Path) -> int | None:
+    """Its process id; None between the end of one and the start of the next, whose file is not whole at once."""
     try:
         return int((data / "pg" / "postmaster.pid").read_text().split()[0])
     except (FileNotFoundError, IndexError):
-        return 0
+        return None  # and no number: 0 and -1 mean more than one process to whoever kills
 
 
 def is_free(port: int) -> bool:
