@@ -18,22 +18,16 @@ PERSONAL = b"\1"
 SYSTEM = b"\2"
 TAG = 16
 SALT = 32
-_LENGTH = 1 + TAG + 32
 
 
-def personal(tags: bytes, sequence: int, salt: bytes, payload: bytes) -> bytes:
+def personal(tag: bytes, salt: bytes, payload: bytes) -> bytes:
     """The entry about an event: `0x01`, the tag of its place in the strand, the commitment to its payload; 49 bytes."""
-    return PERSONAL + tag(tags, sequence) + hmac.digest(salt, payload, "sha256")
+    return PERSONAL + tag + hmac.digest(salt, payload, "sha256")
 
 
 def tag(tags: bytes, sequence: int) -> bytes:
     """What the event at a place (from 1) in a strand is found by."""
     return hmac.digest(tags, sequence.to_bytes(8, "big"), "sha256")[:TAG]
-
-
-def is_personal(entry: bytes) -> bool:
-    """Whether an entry is about a person."""
-    return entry[:1] == PERSONAL and len(entry) == _LENGTH
 
 
 class _System(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="type"):

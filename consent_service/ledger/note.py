@@ -29,6 +29,8 @@ _ID = 4
 _KEY = 32
 _SIGNATURE = 64
 _TIME = 8
+_LATEST = 253_402_300_799
+"""The last second of the year 9999: no witness sees anything later."""
 _NAME = r"[^\s+\x00-\x1f\x7f]+"
 _VKEY = re.compile(rf"({_NAME})\+([0-9a-f]{{8}})\+([A-Za-z0-9+/]+={{0,2}})")
 _LINE = re.compile(rf"\u2014 ({_NAME}) ([A-Za-z0-9+/]+={{0,2}})")
@@ -76,6 +78,8 @@ class Verifier(NamedTuple):
         signed, at = text.encode(), None
         if self.kind == WITNESS:
             at = int.from_bytes(signature[:_TIME], "big")
+            if at > _LATEST:
+                return None
             signed, signature = _cosigned(text, at), signature[_TIME:]
         try:
             Ed25519PublicKey.from_public_bytes(self.raw).verify(signature, signed)

@@ -6,14 +6,13 @@ the tag. Whoever checks it makes the entry anew from these, so nothing in them h
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import msgspec
 
-from consent_service.ledger.entry import PERSONAL, SALT, TAG
+from consent_service.ledger.entry import SALT, TAG, personal
 from consent_service.ledger.note import Checkpoint, Note, NoteError, Signer, sign
 from consent_service.ledger.proof import Proof
 from consent_service.ledger.trust import Trust
@@ -30,7 +29,7 @@ class Opening(msgspec.Struct, frozen=True):
     @property
     def entry(self) -> bytes:
         """The entry that this opens."""
-        return PERSONAL + self.tag + hmac.digest(self.salt, self.payload, "sha256")
+        return personal(self.tag, self.salt, bytes(self.payload))
 
 
 _OPENING = msgspec.json.Encoder(order="sorted")

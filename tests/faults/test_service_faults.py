@@ -31,7 +31,7 @@ from consent_service.consents import write
 from consent_service.consents.prepare import Act
 from consent_service.guard import Guard
 from consent_service.ledger import Batcher
-from consent_service.ledger.entry import PERSONAL, personal
+from consent_service.ledger.entry import PERSONAL, personal, tag
 from consent_service.ledger.tree import Frontier, leaf_hash
 from consent_service.vault import Place, Vault
 from faults.conftest import (
@@ -254,7 +254,7 @@ def assert_whole(found: SimpleNamespace) -> None:
     for row in found.events:
         key = found.vault.open(Place(row["log_id"], row["identifier"], row["tenure"]), row["key"])
         payload = key.open(row["event"].bytes, row["payload"])
-        assert about[row["idx"]] == personal(key.tags, row["sequence"], key.salt(row["event"]), payload)
+        assert about[row["idx"]] == personal(tag(key.tags, row["sequence"]), key.salt(row["event"]), payload)
     times = [row["recorded_at"] for row in found.events]
     assert times == sorted(times)
     assert not times or found.head["recorded_at"] >= times[-1]

@@ -168,7 +168,7 @@ async def test_a_strand_is_complete_by_its_tags(tenant: Tenant) -> None:
             "SELECT * FROM strand WHERE identifier = $1", ledger.hasher.identifier(msgspec.convert(phone, Subject))
         )
     key = ledger.vault.open(Place(ledger.log_id, row["identifier"], 1), row["key"])
-    found = [one[1:17] for one in await entries(tenant) if entry.is_personal(one)]
+    found = [one[1:17] for one in await entries(tenant) if one[:1] == entry.PERSONAL]
     mine = [entry.tag(key.tags, n) for n in range(1, 8)]
     assert [one in found for one in mine] == [True] * 4 + [False] * 3
     assert row["events"] == 4

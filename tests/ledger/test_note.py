@@ -34,6 +34,11 @@ def test_a_witness_signs_the_moment_too() -> None:
     assert raw != later
 
 
+def test_no_witness_saw_anything_after_all_years() -> None:
+    with pytest.raises(NoteError, match="is wrong"):
+        note.read(SIGNED + WITNESSES[0].line(TEXT, 2**63 - 1), [LOG_KEY.verifier, WITNESSES[0].verifier])
+
+
 def test_signatures_of_unknown_keys_say_nothing() -> None:
     whole = note.sign(TEXT, [OTHER, LOG_KEY])
     assert len(note.read(whole, [LOG_KEY.verifier]).signatures) == 1
