@@ -298,7 +298,9 @@ def test_a_second_demo_on_the_same_folder_shares_the_database_and_outlives_the_f
             assert other.check("ada").allow == (True, "consent")
             assert other.record("ada", "withdrawn").status == 201
             assert one.check("ada").allow == (False, "withdrawn")
+            began = second.postmaster()
             assert first.stop() == 0
+            assert within(10, lambda: second.postmaster() not in (None, began)), "it goes with whoever started it"
             assert within(10, lambda: other.call("GET", "/readyz", key="").status == 200)
             assert other.check("ada").allow == (False, "withdrawn")
             assert other.record("bob").status == 201
