@@ -190,16 +190,10 @@ class Callers:
     async def _end(self, log_id: int, claims: Claims) -> bool:
         """Whether a tenant had not taken the token before."""
         ledger, now = self._ledgers.of(log_id), clock.now()
-        marks = Marks.of(ledger.hasher, claims)
-        if claims.sid is None:
-            ended = [mark for mark in (marks.person,) if mark is not None]
-        else:  # this session, and what cannot be told from it
-            ended = [marks.session]
-            if claims.sub:
-                ended.append(ledger.hasher.once("no sid", claims.identity))
+        token, ended = Marks.of(ledger.hasher, claims).token, revocations.ended_by(ledger.hasher, claims)
         async with ledger.connection() as connection, connection.transaction():
-            assert marks.token is not None, "a logout token has a `jti`"  # noqa: S101 -- the verifier demands it
-            if not await revocations.use_once(connection, ledger, marks.token, claims.expires_at + 2 * LEEWAY):
+            assert token is not None, "a logout token has a `jti`"  # noqa: S101 -- the verifier demands it
+            if not await revocations.use_once(connection, ledger, token, claims.expires_at + 2 * LEEWAY):
                 return False
             until = _longest(claims.issuer, max(now, claims.issued_at))
             await revocations.revoke(connection, ledger, ended, claims.issued_at, until)

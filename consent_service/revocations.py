@@ -50,9 +50,22 @@ class Marks(NamedTuple):
         issuer, sid = claims.issuer.issuer, claims.sid
         return cls(
             None if claims.jti is None else hasher.once("jti", f"{issuer}|{claims.jti}"),
-            hasher.once("no sid", claims.identity) if sid is None else hasher.once("sid", f"{issuer}|{sid}"),
+            _sessionless(hasher, claims) if sid is None else hasher.once("sid", f"{issuer}|{sid}"),
             hasher.once("sub", claims.identity) if claims.sub else None,
         )
+
+
+def ended_by(hasher: Hasher, claims: Claims) -> list[bytes]:
+    """The marks of what a logout token ends: a session and what cannot be told from it, or everything of a person."""
+    marks = Marks.of(hasher, claims)
+    if claims.sid is None:
+        return [mark for mark in (marks.person,) if mark is not None]
+    return [marks.session, *([_sessionless(hasher, claims)] if claims.sub else [])]
+
+
+def _sessionless(hasher: Hasher, claims: Claims) -> bytes:
+    """The mark of whatever of a person names no session."""
+    return hasher.once("no sid", claims.identity)
 
 
 async def demand_live(connection: db.Connection, ledger: Ledger, claims: Claims) -> None:
