@@ -319,7 +319,7 @@ def ledger_status(tenant: str, as_json: bool, data: str | None, database_url: st
     status = _read_status(tenant, data, database_url)
     lines = [
         ("origin", status.origin), ("epoch", status.epoch), ("size", status.size), ("root", status.root),
-        ("frozen", "yes" if status.frozen else "no"), *(("key", key) for key in status.keys),
+        ("frozen", status.frozen or "no"), *(("key", key) for key in status.keys),
     ]  # fmt: skip
     _tell(as_json, status, _table(lines))
 

@@ -35,7 +35,9 @@ CREATE TABLE ledger_head (
     size        bigint      NOT NULL DEFAULT 0,
     frontier    bytea       NOT NULL DEFAULT '',     -- the roots of the tree's largest complete subtrees (ledger/tree.py)
     policy      integer     NOT NULL DEFAULT 0,      -- version in force; 0 before the first
-    frozen      boolean     NOT NULL DEFAULT false,
+    frozen      text,                                -- why it takes no writes; NULL: it takes them
+    first_key   integer     NOT NULL DEFAULT 1,      -- generations of the signing key: from the first to the last
+    last_key    integer     NOT NULL DEFAULT 1,      -- all sign; more than one while keys overlap
     recorded_at timestamptz NOT NULL DEFAULT now()   -- of the last entry; never decreases
 ) WITH (fillfactor = 20);                            -- room for updates in place
 
@@ -157,6 +159,36 @@ CREATE TABLE ledger_tile (
     PRIMARY KEY (log_id, level, n)
 );
 
+-- What was signed and is shown to the world, in order.
+CREATE TABLE checkpoint (
+    log_id       integer     NOT NULL,
+    epoch        integer     NOT NULL,
+    size         bigint      NOT NULL,
+    note         text        NOT NULL,               -- with the signatures of the log and of witnesses
+    timestamp    bytea,                              -- RFC 3161 token over the note, where an authority is named
+    published_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (log_id, epoch, size)
+);
+
+-- What was erased: its entry in the ledger holds the hash of the list. Which entries these were, says `erased`.
+CREATE TABLE erasure (
+    log_id    integer     NOT NULL,
+    erasure   uuid        NOT NULL,
+    idx       bigint      NOT NULL,                  -- place of its entry in the ledger
+    reason    text        COLLATE "C" NOT NULL,      -- request, retention, annulled
+    salt      bytea       NOT NULL,                  -- the entry says SHA-256(salt ‖ each index as u64, ascending)
+    events    bigint      NOT NULL,
+    erased_at timestamptz NOT NULL,
+    PRIMARY KEY (log_id, erasure)
+);
+CREATE TABLE erased (
+    log_id  integer NOT NULL,
+    idx     bigint  NOT NULL,
+    erasure uuid    NOT NULL,
+    PRIMARY KEY (log_id, idx)
+);
+CREATE INDEX erased_erasure ON erased (log_id, erasure, idx);
+
 -- What happened to a person: one act (one call) is one event, and one entry of the ledger. What was said or done stands
 -- in the payload, sealed; beside it what queries need.
 CREATE TABLE event (
@@ -248,6 +280,12 @@ ALTER TABLE ledger_entry ENABLE ROW LEVEL SECURITY;
 CREATE POLICY one_tenant ON ledger_entry USING (log_id = current_setting('consent.log_id')::integer);
 ALTER TABLE ledger_tile ENABLE ROW LEVEL SECURITY;
 CREATE POLICY one_tenant ON ledger_tile USING (log_id = current_setting('consent.log_id')::integer);
+ALTER TABLE checkpoint ENABLE ROW LEVEL SECURITY;
+CREATE POLICY one_tenant ON checkpoint USING (log_id = current_setting('consent.log_id')::integer);
+ALTER TABLE erasure ENABLE ROW LEVEL SECURITY;
+CREATE POLICY one_tenant ON erasure USING (log_id = current_setting('consent.log_id')::integer);
+ALTER TABLE erased ENABLE ROW LEVEL SECURITY;
+CREATE POLICY one_tenant ON erased USING (log_id = current_setting('consent.log_id')::integer);
 ALTER TABLE event ENABLE ROW LEVEL SECURITY;
 CREATE POLICY one_tenant ON event USING (log_id = current_setting('consent.log_id')::integer);
 ALTER TABLE consent_state ENABLE ROW LEVEL SECURITY;
@@ -269,6 +307,6 @@ GRANT SELECT ON ALL TABLES IN SCHEMA public TO consent_app;
 GRANT INSERT ON ALL TABLES IN SCHEMA public TO consent_app;
 REVOKE INSERT ON migration, tenant FROM consent_app;
 GRANT INSERT (log_id, slug) ON tenant TO consent_app;
--- Entries, tiles and events may be added, and neither changed nor removed.
+-- Entries, tiles, checkpoints and events may be added, and neither changed nor removed.
 GRANT UPDATE ON tenant, ledger_head, credential, revocation, strand, link, consent_state TO consent_app;
 GRANT DELETE ON revocation, consent_state, conflict TO consent_app;

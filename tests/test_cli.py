@@ -654,7 +654,7 @@ def test_a_receipt_is_verified_by_whoever_has_it_and_the_key(place: Path):
         withdrawn = {"subject": {"type": "login", "id": "ada"}, "records": [{"purpose": "*", "status": "withdrawn"}]}
         (place / "no.tlog-proof").write_text(client.call("POST", "/v1/consents", withdrawn).body["receipt"])
     status = json.loads(consent(place, "ledger", "status", "--tenant", "demo", "--data", "data", "--json").stdout)
-    assert (status["origin"], status["frozen"]) == ("localhost/demo", False)
+    assert (status["origin"], status["frozen"]) == ("localhost/demo", None)
     last = status["size"] - 1
     """The withdrawal; before it the consent, and before that what the start of the demo did."""
     (key,) = status["keys"]

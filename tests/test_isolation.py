@@ -362,6 +362,16 @@ async def furnish(world: World, me: Tenant) -> None:
         """INSERT INTO revocation (log_id, what, expires_at) VALUES ($1, 'long over', now() - interval '2 days')""",
         me.log_id,
     )
+    for statement in BY_HAND:
+        await world.owner.execute(statement, me.log_id)
+
+
+BY_HAND = (
+    "INSERT INTO checkpoint (log_id, epoch, size, note) VALUES ($1, 9, 1, 'x')",
+    """INSERT INTO erasure (log_id, erasure, idx, reason, salt, events, erased_at)
+       VALUES ($1, '01a20040-0000-7000-8000-000000000001', 1, 'request', 'x', 1, now())""",
+    "INSERT INTO erased (log_id, idx, erasure) VALUES ($1, 0, '01a20040-0000-7000-8000-000000000001')",
+)
 
 
 async def furnish_links(world: World, me: Tenant) -> None:

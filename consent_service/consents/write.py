@@ -200,8 +200,8 @@ class _Book:
         if found is None:
             raise NotFound("There is no such tenant.")
         head, known = found[0], [row for (row,) in found[1]]
-        if head.frozen:
-            raise Frozen
+        if head.frozen is not None:
+            raise Frozen(head.frozen)
         returning = {act.identifier: act for act, row in zip(acts, known, strict=True) if row.tenure}
         members: dict[bytes, list[Member]] = {}
         standing: dict[bytes, Standing] = {}

@@ -48,7 +48,8 @@ class Status(msgspec.Struct, frozen=True):
     size: int
     root: str
     """SHA-256 in hex."""
-    frozen: bool
+    frozen: str | None
+    """Why it takes no writes."""
     keys: list[str]
     """What its signatures are verified with (vkeys of c2sp.org/signed-note)."""
     checkpoint: str

@@ -40,7 +40,8 @@ class Head(msgspec.Struct, frozen=True):
     size: int
     policy: int
     """Version of the policy in force, 0 before the first."""
-    frozen: bool
+    frozen: str | None
+    """Why the ledger takes no writes; None: it takes them."""
     now: datetime
 
     @property
@@ -78,8 +79,8 @@ async def lock_head(connection: db.Connection, log_id: int) -> Tip:
     head = await _LOCK(connection, log_id)
     if head is None:
         raise NotFound("There is no such tenant.")
-    if head.frozen:
-        raise Frozen
+    if head.frozen is not None:
+        raise Frozen(head.frozen)
     return head
 
 

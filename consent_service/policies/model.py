@@ -382,6 +382,8 @@ class Tenant(Declared, frozen=True, kw_only=True):
     """Namespaces of things that change hands: whoever has one next inherits nothing of what was said before."""
     cookie_domain: Annotated[str, Meta(pattern=r"^[a-z0-9.-]+$(?!\n)", max_length=253)] | None = None
     """The site on whose pages a device's token may live in a first-party cookie."""
+    public_ledger: bool = False
+    """Whether everybody may read the ledger's checkpoints and tiles. They name nobody, but tell how much happens."""
 
 
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, dict=True):

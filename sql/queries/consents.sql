@@ -47,7 +47,7 @@ ORDER BY a.n;
 -- which costs client and server together less than arrays.
 WITH head AS (
     UPDATE ledger_head SET size = $3 + cardinality($6::uuid[]), frontier = $41, recorded_at = $2
-    WHERE log_id = $1 AND size = $3 AND epoch = $4 AND policy = $5 AND NOT frozen
+    WHERE log_id = $1 AND size = $3 AND epoch = $4 AND policy = $5 AND frozen IS NULL
     RETURNING log_id
 ), events AS (
     SELECT h.log_id, e.*
