@@ -14,6 +14,8 @@ from consent_service.callers import Callers
 from consent_service.devices import Devices
 from consent_service.guard import METRICS_TYPE, Guard, Operation, problem, render_metrics
 from consent_service.ledger import Ledgers
+from consent_service.ledger.mirror import Mirror
+from consent_service.ledger.publish import Publisher, anchor_of
 from consent_service.links.proof import Challenges, Prover
 from consent_service.settings import Settings, secret
 from consent_service.tokens import Jwks, Verifier
@@ -26,6 +28,8 @@ class Services(NamedTuple):
 
     pool: db.Pool
     ledgers: Ledgers
+    publisher: Publisher
+    mirror: Mirror
     keyring: auth.Keyring
     callers: Callers
     devices: Devices
@@ -47,6 +51,7 @@ class Call(NamedTuple):
 
     body: bytes
     credential: auth.Credential
+    """Nothing where the operation is public and none was sent."""
     headers: Headers
     params: Mapping[str, str] = {}
     """What stands in the address."""
@@ -58,6 +63,7 @@ class Reply(NamedTuple):
     body: bytes
     media_type: str = JSON
     status: int = 200
+    headers: Mapping[str, str] = {}
 
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -81,6 +87,8 @@ async def services(settings: Settings, database_url: str) -> AsyncIterator[Servi
         yield Services(
             pool=pool,
             ledgers=ledgers,
+            publisher=Publisher(ledgers, anchor_of(settings), every_s=settings.publish_s),
+            mirror=Mirror(ledgers),
             keyring=keyring,
             callers=Callers(pool, ledgers, keyring, verifier),
             devices=devices,
@@ -115,9 +123,9 @@ def _route(made: Services, operation: Operation, handler: Handler) -> HTTPRouteH
         credential = cast("auth.Credential", request.scope["state"].get("credential"))  # None where public
         answer = await handler(made, Call(body, credential, request.headers, request.path_params))
         reply = answer if isinstance(answer, Reply) else Reply(answer, status=operation.status)
-        return Response(reply.body, media_type=reply.media_type, status_code=reply.status)
+        return Response(reply.body, media_type=reply.media_type, status_code=reply.status, headers=dict(reply.headers))
 
-    path = operation.path.replace("}", ":str}")
+    path = operation.path.replace("*}", ":path}").replace("}", ":str}").replace(":path:str}", ":path}")
     return HTTPRouteHandler(path, http_method=HttpMethod(operation.method), name=operation.id)(handle)
 
 
@@ -234,6 +242,20 @@ async def logout(made: Services, call: Call) -> bytes:
     return await made.callers.logout(call.body)
 
 
+async def checkpoint(made: Services, call: Call) -> Reply:
+    """See `ledger.mirror.Mirror.checkpoint`."""
+    shown = await made.mirror.checkpoint(call.params["tenant"], call.credential)
+    return Reply(shown.body, "text/plain", headers={"cache-control": "no-cache"})
+
+
+async def tile(made: Services, call: Call) -> Reply:
+    """See `ledger.mirror.Mirror.tile`. A tile never changes."""
+    shown = await made.mirror.tile(call.params["tenant"], call.params["tile"], call.credential)
+    whose = "public" if shown.public else "private"
+    kept = {"cache-control": f"{whose}, max-age=31536000, immutable"}
+    return Reply(shown.body, "application/octet-stream", headers=kept)
+
+
 async def live(_made: Services, _call: Call) -> bytes:
     """Answering is the answer."""
     return b'{"live":true}'
@@ -276,6 +298,8 @@ ROUTES: dict[Operation, Handler] = {
     operations.ANNUL: annul_link,
     operations.REVOKE: revoke,
     operations.LOGOUT: logout,
+    operations.CHECKPOINT: checkpoint,
+    operations.TILE: tile,
     operations.LIVE: live,
     operations.READY: ready,
     operations.METRICS: metrics,

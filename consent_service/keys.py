@@ -13,7 +13,7 @@ import msgspec
 
 from consent_service import db
 from consent_service.auth import PREFIX, Credential, Kind, Scope, stored
-from consent_service.errors import FieldError, Invalid, NotFound, SetupError
+from consent_service.errors import FieldError, Frozen, Invalid, NotFound, SetupError
 from consent_service.ledger import append, lock_head
 from consent_service.ledger.entry import KeyChange, KeyChanged, system
 from consent_service.subjects import Hasher
@@ -21,6 +21,8 @@ from consent_service.subjects import Hasher
 PUBLIC: frozenset[Scope] = frozenset({"write:device"})
 """What a key may do that everybody can see."""
 
+_CANNOT_WAIT: frozenset[KeyChange] = frozenset({"revoked", "secret_dropped"})
+"""What is done although the ledger is frozen; it becomes an entry when it thaws."""
 _MAX_SECRETS = 2
 _MAX_NAME = 100
 _MAX_RATE = 1_000_000
@@ -65,6 +67,7 @@ _LOCK = db.one("keys", "lock_credential", Issued)
 _APPEND = db.execute("keys", "append_secret")
 _DROP = db.execute("keys", "drop_oldest_secret")
 _REVOKE = db.execute("keys", "revoke_credential")
+_NOTE_UNLOGGED = db.execute("keys", "note_unlogged")
 _IS_VALID = db.one("keys", "is_valid", Valid)
 
 
@@ -208,10 +211,14 @@ async def _changing(
 ) -> AsyncIterator[list[KeyChange]]:
     """A transaction that holds the head; what was done to the credential in it becomes entries of the ledger."""
     async with connection.transaction():
-        tip = await lock_head(connection, log_id)
+        tip = await lock_head(connection, log_id, although_frozen=True)
         made: list[KeyChange] = []
         yield made
-        if made:
+        if tip.frozen is not None:
+            if not set(made) <= _CANNOT_WAIT:
+                raise Frozen(tip.frozen)
+            await _NOTE_UNLOGGED(connection, log_id, credential, made)
+        elif made:
             name = Hasher(secret, log_id).once("credential", credential).hex()
             entries = [system(KeyChanged(at=tip.now, change=change, credential=name)) for change in made]
             await append(connection, log_id, tip, entries, tip.now)

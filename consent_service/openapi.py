@@ -35,6 +35,16 @@ PROBLEM = {
         },
     },
 }
+_PARAMETERS = {
+    "id": {"type": "string", "format": "uuid"},
+    "tenant": {"type": "string", "pattern": "^[a-z0-9]+([._-][a-z0-9]+)*$", "maxLength": 64},
+    "tile": {
+        "type": "string",
+        "pattern": "^(entries|[0-9]{1,2})/(x[0-9]{3}/)*[0-9]{3}(\\.p/[0-9]{1,3})?$",
+        "description": "Of several segments, such as `0/x001/234.p/5`.",
+    },
+}
+"""Of addresses."""
 _COMMON = {400, 401, 403, 404, 408, 413, 415, 422, 429, 503}
 _PUBLIC = {400, 401, 403, 415, 429, 503}
 
@@ -53,7 +63,7 @@ def _tree(operations: Sequence[Operation]) -> dict[str, Any]:
     known = dict(zip(types, schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:
-        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation, known)
+        paths.setdefault(operation.path.replace("*}", "}"), {})[operation.method.lower()] = _operation(operation, known)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -93,8 +103,8 @@ def _operation(operation: Operation, known: dict[type, Any]) -> dict[str, Any]:
             },
         }
     parameters = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "format": "uuid"}}
-        for name in re.findall(r"\{([a-z_]+)\}", operation.path)
+        {"name": name, "in": "path", "required": True, "schema": _PARAMETERS[name]}
+        for name in re.findall(r"\{([a-z_]+)\*?\}", operation.path)
     ]
     if operation.keyed:
         parameters.append(

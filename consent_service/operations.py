@@ -80,6 +80,16 @@ LOGOUT = Operation(
     max_body=FORM,
     summary="Take nothing more of a session that its OpenID provider has ended.", body=LogoutForm,
 )  # fmt: skip
+CHECKPOINT = Operation(
+    method="GET", path="/ledger/{tenant}/checkpoint", id="readCheckpoint", tag="ledger", public=True, scopes=None,
+    media_type="text/plain", errors=frozenset({404}),
+    summary="The ledger's latest published checkpoint (c2sp.org/tlog-checkpoint).",
+)  # fmt: skip
+TILE = Operation(
+    method="GET", path="/ledger/{tenant}/tile/{tile*}", id="readTile", tag="ledger", public=True, scopes=None,
+    media_type="application/octet-stream", errors=frozenset({404}),
+    summary="Hashes of the ledger's tree by 256, `L/N`, or `entries/N`; in part `….p/W` (c2sp.org/tlog-tiles).",
+)  # fmt: skip
 LIVE = Operation(
     method="GET", path="/livez", id="live", tag="operation", public=True, scopes=None,
     summary="Whether the process answers; does not follow the database.",
@@ -103,5 +113,5 @@ DESCRIPTION = Operation(
 
 ALL = (
     RECORD, DEVICE, CHECK, CHECKS, STATE, HISTORY, LINKS, CONFLICTS, CHALLENGE, LINK, END, ANNUL, REVOKE, LOGOUT,
-    LIVE, READY, METRICS, DOCS, DESCRIPTION,
+    CHECKPOINT, TILE, LIVE, READY, METRICS, DOCS, DESCRIPTION,
 )  # fmt: skip

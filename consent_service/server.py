@@ -308,7 +308,8 @@ async def _serve(orders: Orders) -> None:
         gc.collect()
         gc.set_threshold(20_000, 20, 50)  # requests leave few cycles behind
         gc.freeze()  # what is loaded now stays; collecting it again and again costs latency
-        await _Server(config).serve([socket.socket(fileno=orders.socket)])
+        async with services.publisher.running():
+            await _Server(config).serve([socket.socket(fileno=orders.socket)])
 
 
 class _Server(uvicorn.Server):

@@ -44,6 +44,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Folder with `postgres` and `initdb`; unset: those of the embedded wheel."""
     origin: Annotated[str, Meta(pattern=r"^[a-z0-9.-]+(/[A-Za-z0-9._-]+)*$(?!\n)", max_length=200)] = "localhost"
     """The host under whose name the ledgers of new tenants sign, as `<origin>/<tenant>`: a name of yours for ever."""
+    publish_s: Annotated[int, Meta(ge=1, le=60)] = 5
+    """How often, in seconds, what the ledgers signed is anchored and shown."""
     log_level: Annotated[str, Meta(pattern="^(debug|info|warning|error)$")] = "info"
     """The least grave kind of line that is logged: debug, info, warning or error."""
     stop_s: Annotated[int, Meta(ge=0, le=300)] = 10

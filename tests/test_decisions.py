@@ -209,7 +209,7 @@ class Pure:
         return devices.Devices(b"for tests only").mint(1)
 
     def _head(self) -> Head:
-        return Head(epoch=1, size=0, policy=1, frozen=None, now=self.now)
+        return Head(epoch=1, size=0, policy=1, frozen=None, first_key=1, last_key=1, now=self.now)
 
     async def record(self, body: dict[str, Any], key: str) -> tuple[bool, dict[str, Any]]:
         kind, scopes = demo.KEYS[key]

@@ -11,7 +11,7 @@ from uuid import UUID
 import msgspec
 
 from consent_service import db
-from consent_service.ledger import Ledger, issue, prove
+from consent_service.ledger import Head, Ledger, issue, prove
 from consent_service.ledger.entry import tag
 from consent_service.ledger.receipt import Opening
 from consent_service.vault import Place, answer_to
@@ -42,7 +42,7 @@ def told(answer: bytes, receipt: str) -> bytes:
     return answer.removesuffix(b"null}") + _ENCODER.encode(receipt) + b"}"
 
 
-async def again(connection: db.Connection, ledger: Ledger, epoch: int, earlier: Earlier) -> bytes:
+async def again(connection: db.Connection, ledger: Ledger, head: Head, earlier: Earlier) -> bytes:
     """The answer that an act got before, with the receipt that it got."""
     row = earlier.row
     key = ledger.vault.open(Place(ledger.log_id, earlier.identifier, row.answer_tenure), row.answer_key)
@@ -51,5 +51,5 @@ async def again(connection: db.Connection, ledger: Ledger, epoch: int, earlier: 
     payload = msgspec.Raw(key.open(found.event.bytes, found.payload))
     opening = Opening(payload, key.salt(found.event), tag(key.tags, found.sequence))
     root, hashes = await prove(connection, ledger.log_id, row.answer_idx, row.answer_size)
-    checkpoint = (await ledger.log(connection, epoch)).checkpoint(row.answer_size, root)
+    checkpoint = (await ledger.log(connection, head)).checkpoint(row.answer_size, root)
     return told(key.open(answer_to(row.answer_event), row.answer), issue(row.answer_idx, hashes, opening, checkpoint))

@@ -18,7 +18,8 @@ from consent_service.consents.prepare import Act, Sent, earlier, prepare, read
 from consent_service.consents.receipts import Earlier, again
 from consent_service.devices import Devices, cookie
 from consent_service.errors import Frozen, Invalid, KeyMissing, KeyReused, NotFound
-from consent_service.ledger import Batcher, Head, Ledger, Ledgers, PerLedger, group_commit, lock_head, read_head
+from consent_service.ledger import OLDER, Batcher, Head, Ledger, Ledgers, PerLedger, group_commit, lock_head, read_head
+from consent_service.ledger.note import Checkpoint
 from consent_service.policies import Policy
 from consent_service.states import RESTRICTIVE, Standing
 from consent_service.tenures import Member, find
@@ -143,7 +144,7 @@ class _Book:
             if row is None or row.body != call.body_hash:
                 return None
             head = await read_head(connection, self.ledger.log_id)
-            return await again(connection, self.ledger, head.epoch, Earlier(row.identifier, row))
+            return await again(connection, self.ledger, head, Earlier(row.identifier, row))
 
     async def _noes(self, act: Act | None) -> dict[str, Any] | None:
         """Write the noes of an act, whatever became of the rest; what to tell of them beside the refusal."""
@@ -210,7 +211,10 @@ class _Book:
             now, members, standing = await find(connection, log_id, list(returning), shared, head.now)
             if now.revision != head.revision or now.policy != head.policy:
                 return None
-        log = await self.ledger.log(connection, head.epoch)
+        log = await self.ledger.log(connection, head)
+        signed = self.ledger.signed
+        if signed is not None and signed.origin == log.origin and head.size < signed.size:
+            raise Frozen(OLDER)
         batch = Batch(self.ledger, head, known[0].frontier, members, standing)
         done = [batch.add(act, row) for act, row in zip(acts, known, strict=True)]
         receipts: list[bytes] = []
@@ -222,8 +226,9 @@ class _Book:
             if written is None or not written.heads:
                 return None
             receipts = list(batch.receipts(log, growth))
+            self.ledger.signed = Checkpoint(log.origin, growth.frontier.size, growth.root)
         return [
             receipts[one] if isinstance(one, int)
-            else await again(connection, self.ledger, head.epoch, one) if isinstance(one, Earlier) else one
+            else await again(connection, self.ledger, head, one) if isinstance(one, Earlier) else one
             for one in done
         ]  # fmt: skip

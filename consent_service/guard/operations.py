@@ -17,7 +17,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
 
     method: str
     path: str
-    """As in OpenAPI: `/v1/requests/{id}`; a parameter fills a whole segment."""
+    """As in OpenAPI: `/v1/requests/{id}`. A parameter fills a whole segment; `{rest*}` at the end one or more."""
     id: str
     tag: str
     summary: str
@@ -65,12 +65,14 @@ class Place:
 class _Node:
     """One segment of the addresses that have parameters."""
 
-    __slots__ = ("literals", "parameter", "place")
+    __slots__ = ("literals", "parameter", "place", "rest")
 
     def __init__(self) -> None:
         self.literals: dict[bytes, _Node] = {}
         self.parameter: _Node | None = None
         self.place: Place | None = None
+        self.rest: Place | None = None
+        """What takes all the segments that are left."""
 
     def find(self, segments: list[bytes], at: int) -> Place | None:
         """A literal segment goes before a parameter. The tree's depth bounds the recursion, not the request's."""
@@ -80,6 +82,8 @@ class _Node:
         place = literal.find(segments, at + 1) if literal is not None else None
         if place is None and self.parameter is not None and _fills(segments[at]):
             place = self.parameter.find(segments, at + 1)
+        if place is None and self.rest is not None and all(map(_fills, segments[at:])):
+            place = self.rest
         return place
 
 
@@ -122,6 +126,9 @@ class Table:
             return self._exact.setdefault(path.encode(), Place())
         node = self._tree
         for segment in path.encode().split(b"/")[1:]:
+            if segment.endswith(b"*}"):
+                node.rest = node.rest or Place()
+                return node.rest
             if segment.startswith(b"{"):
                 node.parameter = node.parameter or _Node()
                 node = node.parameter
@@ -152,7 +159,7 @@ def _fills(segment: bytes) -> bool:
 
 
 _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
-_PATH = re.compile(r"(/|(/([A-Za-z0-9._~-]+|\{[a-z_]+\}))+)")
+_PATH = re.compile(r"(/|(/([A-Za-z0-9._~-]+|\{[a-z_]+\}))+(/\{[a-z_]+\*\})?)")
 _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
 
 

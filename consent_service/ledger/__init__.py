@@ -2,12 +2,13 @@
 
 from consent_service.ledger.batch import Batcher, group_commit
 from consent_service.ledger.book import Ledger, Ledgers, PerLedger, Status, read_status
-from consent_service.ledger.head import REVISION, Head, Revision, Tip, append, lock_head, read_head
+from consent_service.ledger.head import OLDER, REVISION, Head, Revision, Tip, append, lock_head, read_head
 from consent_service.ledger.receipt import Log, Opening, issue
 from consent_service.ledger.tiles import prove
 from consent_service.ledger.tree import Growth
 
 __all__ = [
+    "OLDER",
     "REVISION",
     "Batcher",
     "Growth",

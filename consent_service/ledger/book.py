@@ -11,8 +11,8 @@ import msgspec
 
 from consent_service import db
 from consent_service.errors import NotFound
-from consent_service.ledger.head import read_tip
-from consent_service.ledger.note import Signer
+from consent_service.ledger.head import Head, read_tip
+from consent_service.ledger.note import Checkpoint, Signer
 from consent_service.ledger.receipt import Log
 from consent_service.ledger.tree import Frontier
 from consent_service.policies.store import Policies
@@ -31,13 +31,21 @@ class OriginRow(msgspec.Struct, frozen=True):
 _READ_ORIGIN = db.one("ledger", "read_origin", OriginRow)
 
 
-async def read_log(connection: db.Connection, secret: bytes, log_id: int, epoch: int) -> Log:
-    """How a ledger signs in an epoch."""
+async def read_log(connection: db.Connection, secret: bytes, log_id: int, head: Head) -> Log:
+    """How a ledger signs."""
     row = await _READ_ORIGIN(connection, log_id)
     if row is None:
         raise NotFound("There is no such tenant.")
-    origin = row.origin if epoch == 1 else f"{row.origin}/{epoch}"
-    return Log(origin, (Signer(origin, hmac.digest(secret, b"ca/v1 log %d" % log_id, "sha256")),))
+    origin = Log(row.origin, head.epoch, ()).origin
+    keys = [Signer(origin, _seed(secret, log_id, generation)) for generation in range(1, head.last_key + 1)]
+    used = head.first_key - 1
+    return Log(row.origin, head.epoch, tuple(keys[used:]), tuple(key.verifier for key in keys[:used]))
+
+
+def _seed(secret: bytes, log_id: int, generation: int) -> bytes:
+    """A generation of the signing key: all follow from the root secret."""
+    name = b"ca/v1 log %d" % log_id if generation == 1 else b"ca/v1 log %d key %d" % (log_id, generation)
+    return hmac.digest(secret, name, "sha256")
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -59,7 +67,7 @@ class Status(msgspec.Struct, frozen=True):
 async def read_status(connection: db.Connection, secret: bytes, log_id: int) -> Status:
     """Where a ledger stands now."""
     tip = await read_tip(connection, log_id)
-    log = await read_log(connection, secret, log_id, tip.epoch)
+    log = await read_log(connection, secret, log_id, tip)
     root = Frontier.read(tip.size, tip.frontier).root
     return Status(
         origin=log.origin, epoch=tip.epoch, size=tip.size, root=root.hex(), frozen=tip.frozen,
@@ -73,21 +81,24 @@ class Ledger:
     def __init__(self, pool: db.Pool, policies: Policies, secret: bytes, vault: Vault, log_id: int) -> None:
         self._pool = pool
         self._secret = secret
-        self._logs: dict[int, Log] = {}
+        self._logs: dict[tuple[int, int, int], Log] = {}
         self.policies = policies
         self.vault = vault
         self.hasher = Hasher(secret, log_id)
         self.log_id = log_id
+        self.signed: Checkpoint | None = None
+        """The last that this process signed for somebody."""
 
     def connection(self) -> AbstractAsyncContextManager[db.Connection]:
         """A connection that sees this tenant's rows and no others."""
         return db.connection(self._pool, self.log_id)
 
-    async def log(self, connection: db.Connection, epoch: int) -> Log:
-        """How the ledger signs in an epoch: each is a log of its own, because it contradicts those before."""
-        log = self._logs.get(epoch)
+    async def log(self, connection: db.Connection, head: Head) -> Log:
+        """How the ledger signs."""
+        name = (head.epoch, head.first_key, head.last_key)
+        log = self._logs.get(name)
         if log is None:
-            log = self._logs[epoch] = await read_log(connection, self._secret, self.log_id, epoch)
+            log = self._logs[name] = await read_log(connection, self._secret, self.log_id, head)
         return log
 
 
@@ -100,6 +111,10 @@ class Ledgers:
         self._policies = policies or Policies()
         self._vault = Vault(secret)
         self._made: dict[int, Ledger] = {}
+
+    def connection(self) -> AbstractAsyncContextManager[db.Connection]:
+        """A connection that acts for no tenant: for what belongs to the deployment."""
+        return db.connection(self._pool)
 
     def of(self, log_id: int) -> Ledger:
         """The ledger of a tenant; the number comes from a credential and from nowhere else."""

@@ -62,7 +62,28 @@ class KeyChanged(_System, frozen=True, tag="key"):
     """Keyed hash (hex): operators put names into ids."""
 
 
-SystemEvent: TypeAlias = PolicyApplied | NoticePublished | KeyChanged
+class LogKeyChanged(_System, frozen=True, tag="log_key"):
+    """A key that the ledger itself signs with was added or retired."""
+
+    change: Literal["added", "retired"]
+    key: str
+    """The verifier key (c2sp.org/signed-note)."""
+
+
+class Ruptured(_System, frozen=True, tag="rupture"):
+    """The ledger was taken up again without entries that it had signed; the first entry of a new epoch."""
+
+    epoch: int
+    kept: int
+    """How many entries it went on from, and the hash of their tree."""
+    kept_root: str
+    lost: int
+    """How many entries the last checkpoint known outside the database had, and the hash of their tree."""
+    lost_root: str
+    lost_origin: str
+
+
+SystemEvent: TypeAlias = PolicyApplied | NoticePublished | KeyChanged | LogKeyChanged | Ruptured
 _ENCODER = msgspec.json.Encoder(order="sorted")
 _DECODER = msgspec.json.Decoder(SystemEvent)
 

@@ -42,6 +42,9 @@ class Head(msgspec.Struct, frozen=True):
     """Version of the policy in force, 0 before the first."""
     frozen: str | None
     """Why the ledger takes no writes; None: it takes them."""
+    first_key: int
+    last_key: int
+    """Generations of the signing key: from the first to the last all sign."""
     now: datetime
 
     @property
@@ -70,7 +73,14 @@ _READ_TIP = db.one("ledger", "read_tip", Tip)
 _READ = db.one("ledger", "read_head", Head)
 
 
-async def lock_head(connection: db.Connection, log_id: int) -> Tip:
+OLDER = (
+    "The database is older than what this ledger has signed. It takes no writes until that is settled; see `consent "
+    "ledger status`. Checks go on."
+)
+"""Said by whoever finds it out first."""
+
+
+async def lock_head(connection: db.Connection, log_id: int, *, although_frozen: bool = False) -> Tip:
     """The head, ours until the transaction ends. `now` never lies before the last entry.
 
     Raises:
@@ -79,7 +89,7 @@ async def lock_head(connection: db.Connection, log_id: int) -> Tip:
     head = await _LOCK(connection, log_id)
     if head is None:
         raise NotFound("There is no such tenant.")
-    if head.frozen is not None:
+    if head.frozen is not None and not although_frozen:
         raise Frozen(head.frozen)
     return head
 

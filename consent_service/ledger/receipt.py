@@ -6,6 +6,7 @@ the tag. Whoever checks it makes the entry anew from these, so nothing in them h
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from consent_service.ledger.entry import SALT, TAG, personal
-from consent_service.ledger.note import Checkpoint, Note, NoteError, Signer, sign
+from consent_service.ledger.note import Checkpoint, Note, NoteError, Signer, Verifier, sign
 from consent_service.ledger.proof import Proof
 from consent_service.ledger.trust import Trust
 
@@ -32,6 +33,7 @@ class Opening(msgspec.Struct, frozen=True):
         return personal(self.tag, self.salt, bytes(self.payload))
 
 
+_EPOCH = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
 _OPENING = msgspec.json.Encoder(order="sorted")
 _READ = msgspec.json.Decoder(Opening)
 
@@ -39,8 +41,30 @@ _READ = msgspec.json.Decoder(Opening)
 class Log(NamedTuple):
     """Under which name a ledger signs, and with what."""
 
-    origin: str
+    base: str
+    """The name in the first epoch."""
+    epoch: int
     signers: tuple[Signer, ...]
+    """Of every generation of the key that is in use."""
+    retired: tuple[Verifier, ...] = ()
+    """What signatures of earlier generations are verified with."""
+
+    @property
+    def origin(self) -> str:
+        """The name in this epoch: each is a log of its own, because it contradicts those before."""
+        return self.base if self.epoch == 1 else f"{self.base}/{self.epoch}"
+
+    def epoch_of(self, origin: str) -> int:
+        """The epoch of this ledger in which it had that name; 0: it never has."""
+        if origin == self.base:
+            return 1
+        number = origin.removeprefix(f"{self.base}/")
+        return int(number) if number != origin and _EPOCH.fullmatch(number) else 0
+
+    @property
+    def verifiers(self) -> tuple[Verifier, ...]:
+        """What any signature that it ever made in this epoch is verified with."""
+        return (*(signer.verifier for signer in self.signers), *self.retired)
 
     def checkpoint(self, size: int, root: bytes) -> str:
         """The signed checkpoint of a tree."""

@@ -14,6 +14,8 @@ from consent_service import db
 from consent_service.ledger import tree
 
 WIDTH = 256
+LEVELS = 8
+"""Of tiles that a tree can have whose size is a bigint."""
 _HEIGHT = 8
 T = TypeVar("T")
 
@@ -66,13 +68,19 @@ def width(place: Place, size: int) -> int:
 
 
 async def read(connection: db.Connection, log_id: int, place: Place, wide: int) -> list[bytes]:
-    """The first `wide` hashes of a tile, all of which must be there."""
+    """The first `wide` hashes of a tile.
+
+    Raises:
+        LookupError: the database does not have them all, though it should.
+    """
     rows = await _READ_TILES(connection, log_id, [place.level], [place.n])
     if rows:
         return _apart(rows[0].hashes)[:wide]
     first = place.n * WIDTH
     if place.level == 0:
         entries = await READ_ENTRIES(connection, log_id, first, first + wide)
+        if len(entries) < wide:
+            raise LookupError(f"entries are missing between {first} and {first + wide}")
         return [tree.leaf_hash(row.entry) for row in entries]
     below = place.level - 1
     known = {row.n: row.root for row in await _READ_ROOTS(connection, log_id, below, first, first + wide)}

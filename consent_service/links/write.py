@@ -359,7 +359,7 @@ class _Change:
             growth = await append(self.connection, self.ledger.log_id, self.tip, entries, self.now)
             revision = Revision(self.tip.epoch, growth.frontier.size)
             index = growth.first + self.receipt_of
-            log = await self.ledger.log(self.connection, self.tip.epoch)
+            log = await self.ledger.log(self.connection, self.tip)
             checkpoint = log.checkpoint(growth.frontier.size, growth.root)
             receipt = issue(index, growth.proof(index), self.openings[self.receipt_of], checkpoint)
         reuse = max((purpose.reuse_window for purpose in self.policy.purposes.values()), default=timedelta(0))

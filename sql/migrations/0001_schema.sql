@@ -24,6 +24,7 @@ CREATE TABLE ledger_head (
     frontier    bytea       NOT NULL DEFAULT '',     -- the roots of the tree's largest complete subtrees (ledger/tree.py)
     policy      integer     NOT NULL DEFAULT 0,      -- version in force; 0 before the first
     frozen      text,                                -- why it takes no writes; NULL: it takes them
+    demanded    text,                                -- of a frozen one: the checkpoint that it must begin with again
     first_key   integer     NOT NULL DEFAULT 1,      -- generations of the signing key: from the first to the last
     last_key    integer     NOT NULL DEFAULT 1,      -- all sign; more than one while keys overlap
     recorded_at timestamptz NOT NULL DEFAULT now()   -- of the last entry; never decreases
@@ -61,6 +62,7 @@ CREATE TABLE credential (
     created_at   timestamptz NOT NULL DEFAULT now(),
     last_used_at timestamptz,                        -- to the minute
     revoked_at   timestamptz,
+    unlogged     text[]      COLLATE "C" NOT NULL DEFAULT '{}', -- what was done to it while the ledger was frozen
     PRIMARY KEY (log_id, id)
 );
 
@@ -147,14 +149,15 @@ CREATE TABLE ledger_tile (
     PRIMARY KEY (log_id, level, n)
 );
 
--- What was signed and is shown to the world, in order.
+-- What was signed, in order; shown to the world once it stands outside as well (ledger/publish.py).
 CREATE TABLE checkpoint (
     log_id       integer     NOT NULL,
     epoch        integer     NOT NULL,
     size         bigint      NOT NULL,
     note         text        NOT NULL,               -- with the signatures of the log and of witnesses
     timestamp    bytea,                              -- RFC 3161 token over the note, where an authority is named
-    published_at timestamptz NOT NULL DEFAULT now(),
+    claimed_at   timestamptz NOT NULL DEFAULT now(), -- by the process that publishes it
+    published_at timestamptz,
     PRIMARY KEY (log_id, epoch, size)
 );
 
@@ -295,6 +298,6 @@ GRANT SELECT ON ALL TABLES IN SCHEMA public TO consent_app;
 GRANT INSERT ON ALL TABLES IN SCHEMA public TO consent_app;
 REVOKE INSERT ON migration, tenant FROM consent_app;
 GRANT INSERT (log_id, slug) ON tenant TO consent_app;
--- Entries, tiles, checkpoints and events may be added, and neither changed nor removed.
-GRANT UPDATE ON tenant, ledger_head, credential, revocation, strand, link, consent_state TO consent_app;
+-- Entries, tiles and events may be added, and neither changed nor removed.
+GRANT UPDATE ON tenant, ledger_head, checkpoint, credential, revocation, strand, link, consent_state TO consent_app;
 GRANT DELETE ON revocation, consent_state, conflict TO consent_app;

@@ -10,7 +10,7 @@ WHERE k.log_id = $1 AND k.credential = $2 AND k.device = $3 AND k.key = $4;
 -- name: read_batch :many
 -- The head, and for each act of the batch, in its order: the current strand of its identifier, and an answer already
 -- given under its key. LIMIT keeps each look-up a look-up: the one plan may be made while the tables are still empty.
-SELECT h.epoch, h.size, h.policy, h.frozen, greatest(h.recorded_at, clock_timestamp()) AS now,
+SELECT h.epoch, h.size, h.policy, h.frozen, h.first_key, h.last_key, greatest(h.recorded_at, clock_timestamp()) AS now,
        CASE WHEN a.n = 1 THEN h.frontier ELSE '' END AS frontier,
        coalesce(i.tenure, 0) AS tenure, coalesce(i.tenured, false) AS tenured, coalesce(i.events, 0) AS events, i.key,
        k.body, k.answer, k.event AS answer_event, k.tenure AS answer_tenure, k.idx AS answer_idx,

@@ -42,6 +42,9 @@ UPDATE credential SET secrets = secrets[2:] WHERE log_id = $1 AND id = $2;
 -- name: revoke_credential :exec
 UPDATE credential SET revoked_at = now() WHERE log_id = $1 AND id = $2;
 
+-- name: note_unlogged :exec
+UPDATE credential SET unlogged = unlogged || $3::text[] WHERE log_id = $1 AND id = $2;
+
 -- name: is_valid :one
 SELECT true AS valid
 FROM credential

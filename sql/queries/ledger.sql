@@ -2,18 +2,18 @@
 -- is read afterwards sees everything that was committed before; a batch of consents does so where somebody was quicker.
 
 -- name: lock_head :one
-SELECT epoch, size, policy, frozen, greatest(recorded_at, clock_timestamp()) AS now, frontier
+SELECT epoch, size, policy, frozen, first_key, last_key, greatest(recorded_at, clock_timestamp()) AS now, frontier
 FROM ledger_head
 WHERE log_id = $1
 FOR UPDATE;
 
 -- name: read_tip :one
-SELECT epoch, size, policy, frozen, clock_timestamp() AS now, frontier
+SELECT epoch, size, policy, frozen, first_key, last_key, clock_timestamp() AS now, frontier
 FROM ledger_head
 WHERE log_id = $1;
 
 -- name: read_head :one
-SELECT epoch, size, policy, frozen, clock_timestamp() AS now
+SELECT epoch, size, policy, frozen, first_key, last_key, clock_timestamp() AS now
 FROM ledger_head
 WHERE log_id = $1;
 
@@ -88,3 +88,63 @@ SELECT coalesce(max(n) + 1, 0) AS tiles FROM ledger_tile WHERE log_id = $1 AND l
 -- name: read_opening :one
 -- What shows that an entry is about an event.
 SELECT event, sequence, payload FROM event WHERE log_id = $1 AND idx = $2;
+
+-- name: read_shown :one
+-- The latest checkpoint that was published in an epoch.
+SELECT size, note FROM checkpoint
+WHERE log_id = $1 AND epoch = $2 AND published_at IS NOT NULL
+ORDER BY size DESC
+LIMIT 1;
+
+-- name: read_publication :one
+-- All that publishing a ledger goes by: its head, what a frozen one has to show, and how far it was published.
+SELECT h.epoch, h.size, h.policy, h.frozen, h.first_key, h.last_key, clock_timestamp() AS now, h.frontier, h.demanded,
+       coalesce((SELECT max(size) FROM checkpoint
+                 WHERE log_id = $1 AND epoch = h.epoch AND published_at IS NOT NULL), 0) AS published
+FROM ledger_head h
+WHERE h.log_id = $1;
+
+-- name: read_slugs :many
+SELECT log_id, slug FROM tenant ORDER BY log_id;
+
+-- name: read_slug :one
+SELECT log_id, slug FROM tenant WHERE log_id = $1;
+
+-- name: freeze :exec
+-- No writes from now on, until the ledger begins with the checkpoint $3 again.
+UPDATE ledger_head SET frozen = $2, demanded = $3 WHERE log_id = $1 AND demanded IS DISTINCT FROM $3;
+
+-- name: take_unlogged :many
+-- What was done to keys while the ledger was frozen, and is about to become entries.
+WITH found AS (
+    SELECT id, unnest(unlogged) AS change FROM credential WHERE log_id = $1 AND unlogged <> '{}'
+), taken AS (
+    UPDATE credential SET unlogged = '{}' WHERE log_id = $1 AND unlogged <> '{}'
+)
+SELECT id, change FROM found;
+
+-- name: thaw :exec
+UPDATE ledger_head SET frozen = NULL, demanded = NULL WHERE log_id = $1;
+
+-- name: claim_checkpoint :one
+-- Whoever adds the row publishes it. Not while another one was begun within the last $5 seconds; one whose process
+-- ended is taken over.
+INSERT INTO checkpoint (log_id, epoch, size, note)
+SELECT $1, $2, $3, $4
+WHERE NOT EXISTS (
+    SELECT FROM checkpoint
+    WHERE log_id = $1 AND epoch = $2 AND size <= $3 AND claimed_at > clock_timestamp() - make_interval(secs => $5)
+)
+ON CONFLICT (log_id, epoch, size) DO UPDATE SET claimed_at = clock_timestamp(), note = excluded.note
+WHERE checkpoint.published_at IS NULL
+RETURNING size;
+
+-- name: show_checkpoint :exec
+UPDATE checkpoint SET note = $4, timestamp = $5, published_at = clock_timestamp()
+WHERE log_id = $1 AND epoch = $2 AND size = $3;
+
+-- name: rotate_keys :exec
+UPDATE ledger_head SET first_key = $2, last_key = $3 WHERE log_id = $1;
+
+-- name: begin_epoch :exec
+UPDATE ledger_head SET epoch = $2, frozen = NULL, demanded = NULL WHERE log_id = $1;

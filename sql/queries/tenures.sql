@@ -5,7 +5,7 @@
 -- identifier itself, where it is linked to none), then whatever is linked to it now, then groups and guardians. Beside
 -- each the rows that stand for it, or nulls. What was said about a thing outside its present tenure is left out.
 WITH head AS MATERIALIZED (
-    SELECT epoch, size, policy, frozen, coalesce($4::timestamptz, greatest(recorded_at, clock_timestamp())) AS now
+    SELECT epoch, size, policy, frozen, first_key, last_key, coalesce($4::timestamptz, greatest(recorded_at, clock_timestamp())) AS now
     FROM ledger_head WHERE log_id = $1
 ), asked AS MATERIALIZED (
     SELECT DISTINCT ON (coalesce(l.anchor, a.identifier)) coalesce(l.anchor, a.identifier) AS account,
@@ -44,7 +44,7 @@ WITH head AS MATERIALIZED (
     JOIN link l ON l.log_id = $1 AND l.identifier = p.identifier AND l.kind IN ('group', 'guardian')
     WHERE l.ended_at IS NULL AND l.annulled_at IS NULL AND (l.until IS NULL OR l.until > h.now)
 )
-SELECT h.epoch, h.size, h.policy, h.frozen, h.now,
+SELECT h.epoch, h.size, h.policy, h.frozen, h.first_key, h.last_key, h.now,
        m.account, m.identifier AS member, m.kind, m.link, m.tenure AS member_tenure, m.base, m.shared, m.began_at, m.until,
        s.identifier, s.purpose, s.channel, s.contact, s.recipient, s.slot, s.grade, s.tenure, s.via, s.status,
        s.occurred_at, s.recorded_at, s.expires_at, s.notice, s.notice_version, s.language, s.method, s.event, s.linked_at,

@@ -16,6 +16,7 @@ from conftest import SECRET, Tenant
 
 from consent_service import db, keys, tenants
 from consent_service.ledger import entry, receipt, tiles, tree
+from consent_service.ledger.head import read_head
 from consent_service.ledger.note import NoteError
 from consent_service.ledger.trust import Trust, trusting
 from consent_service.policies import Policy, store
@@ -30,7 +31,7 @@ async def known(tenant: Tenant) -> Trust:
     """The keys that the tenant's ledger signs with."""
     ledger = tenant.services.ledgers.of(tenant.log_id)
     async with ledger.connection() as connection:
-        log = await ledger.log(connection, 1)
+        log = await ledger.log(connection, await read_head(connection, tenant.log_id))
     return Trust.parse(trusting(str(signer.verifier) for signer in log.signers))
 
 

@@ -1,0 +1,189 @@
+"""Publishing: every few seconds, what a ledger has signed is put where the database cannot reach, and shown.
+
+Before that the ledger is compared with what was published last (`standing.py`). Then tiles are kept, the checkpoint
+goes to the anchor, and from there to the world. Whatever fails leaves the ledger as it was published before; the next
+round begins anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+from msgspec.structs import replace
+
+from consent_service import db
+from consent_service import log as logs
+from consent_service.errors import ConsentError
+from consent_service.ledger import standing, tiles
+from consent_service.ledger.anchor import Anchor, Anchored, open_anchor
+from consent_service.ledger.book import Ledger, Ledgers
+from consent_service.ledger.note import Checkpoint, NoteError, read, split
+from consent_service.ledger.receipt import Log
+from consent_service.ledger.standing import Publication
+from consent_service.settings import Settings
+
+_SPREAD = 0.2
+"""By how much of itself an interval varies, so that processes do not all look at once."""
+
+
+def anchor_of(settings: Settings) -> Anchor | None:
+    """Where the settings say that signed checkpoints are kept outside the database."""
+    if settings.anchor is not None:
+        return open_anchor(settings.anchor)
+    return None if settings.database_url is not None else open_anchor(str(Path(settings.data) / "anchor"))
+
+
+class SlugRow(msgspec.Struct, frozen=True):
+    """A tenant."""
+
+    log_id: int
+    slug: str
+
+
+class ClaimRow(msgspec.Struct, frozen=True):
+    """A checkpoint that is ours to publish."""
+
+    size: int
+
+
+_READ_SLUGS = db.many("ledger", "read_slugs", SlugRow)
+_READ_SLUG = db.one("ledger", "read_slug", SlugRow)
+_CLAIM = db.one("ledger", "claim_checkpoint", ClaimRow)
+_SHOW = db.execute("ledger", "show_checkpoint")
+_LOG = logs.get("publisher")
+_NOT_OURS = (
+    "The anchor outside the database cannot be relied on: {}. Give back its file, or the root secret that the ledger "
+    "was signed under, and the ledger goes on by itself."
+)
+
+
+class Publisher:
+    """Publishes the ledgers of all tenants; each process has one, and they share the work by claiming checkpoints."""
+
+    def __init__(self, ledgers: Ledgers, anchor: Anchor | None = None, *, every_s: float = 5) -> None:
+        self._ledgers = ledgers
+        self._anchor = anchor
+        self._every_s = every_s
+        self._quiet: dict[int, tuple[int, bytes]] = {}
+        """By ledger: the epoch and frontier at which there was nothing left to do."""
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Publish meanwhile, and once more at the end: then nothing that was signed is known to the database alone."""
+        task = asyncio.create_task(self._run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+            self._every_s = 0
+            await self.sweep()
+
+    async def _run(self) -> None:
+        while True:
+            await self.sweep()
+            await asyncio.sleep(self._every_s * random.uniform(1 - _SPREAD, 1 + _SPREAD))  # noqa: S311 -- no secret
+
+    async def sweep(self) -> None:
+        """One round over all ledgers. What goes wrong with one is logged, and does not concern the others."""
+        try:
+            async with self._ledgers.connection() as connection:
+                tenants = await _READ_SLUGS(connection)
+        except ConsentError as error:
+            _LOG.warning("not_published", error=error.title())
+            return
+        for tenant in tenants:
+            try:
+                await self.publish(tenant.log_id, tenant.slug)
+            except Exception as error:  # noqa: BLE001 -- whatever it is, the next ledger and the next round go on
+                _LOG.warning("not_published", tenant=tenant.slug, error=type(error).__name__)
+
+    async def publish(self, log_id: int, slug: str) -> bool:
+        """Publish a ledger where it has grown; whether it is published as far as it goes now."""
+        ledger = self._ledgers.of(log_id)
+        async with ledger.connection() as connection:
+            found = await standing.read(connection, log_id)
+            if self._quiet.get(log_id) == (found.epoch, found.frontier) and found.frozen is None:
+                return True
+            log, anchored, found = await self._examine(connection, ledger, slug, found)
+            if found.frozen is not None:
+                return False
+            mine = found.checkpoint(log.origin)
+            if found.published < found.size and not await self._claim(connection, ledger, log, mine, found):
+                return False
+        note = log.checkpoint(mine.size, mine.root)
+        if (
+            self._anchor is not None
+            and not _holds(anchored, mine)
+            and not await self._anchor.swap(slug, anchored, note)
+        ):
+            return False  # somebody else was quicker
+        if found.published < found.size:
+            async with ledger.connection() as connection:
+                await _SHOW(connection, log_id, found.epoch, found.size, note, None)
+        self._quiet[log_id] = (found.epoch, found.frontier)
+        return True
+
+    async def examine(self, log_id: int) -> Publication:
+        """Compare a ledger with what is known of it outside the database; see `standing.settle`."""
+        ledger = self._ledgers.of(log_id)
+        async with ledger.connection() as connection:
+            row = await _READ_SLUG(connection, log_id)
+            assert row is not None, "whoever has a ledger is a tenant"  # noqa: S101 -- an invariant of the schema
+            found = await standing.read(connection, log_id)
+            return (await self._examine(connection, ledger, row.slug, found))[2]
+
+    async def examine_all(self) -> None:
+        """Compare all ledgers, before anybody writes."""
+        async with self._ledgers.connection() as connection:
+            tenants = await _READ_SLUGS(connection)
+        for tenant in tenants:
+            await self.examine(tenant.log_id)
+
+    async def _examine(
+        self, connection: db.Connection, ledger: Ledger, slug: str, found: Publication
+    ) -> tuple[Log, Anchored | None, Publication]:
+        log = await ledger.log(connection, found)
+        anchored = None if self._anchor is None else await self._anchor.read(slug)
+        signed = [] if ledger.signed is None else [ledger.signed]
+        try:
+            if anchored is not None:
+                signed.append(await _checkpoint(connection, ledger, found, anchored))
+            settled = await standing.settle(connection, ledger, log, found, signed)
+        except NoteError as error:
+            settled = await standing.freeze(connection, ledger.log_id, log, found, _NOT_OURS.format(error))
+        if settled.frozen != found.frozen:
+            _LOG.warning("frozen" if settled.frozen else "thawed", tenant=slug)
+        return log, anchored, settled
+
+    async def _claim(
+        self, connection: db.Connection, ledger: Ledger, log: Log, mine: Checkpoint, found: Publication
+    ) -> bool:
+        """Keep the tiles of the tree; whether publishing it is ours to do."""
+        await tiles.store(connection, ledger.log_id, found.size)
+        note = log.checkpoint(mine.size, mine.root)
+        pause = self._every_s * (1 - 2 * _SPREAD)
+        return await _CLAIM(connection, ledger.log_id, found.epoch, found.size, note, pause) is not None
+
+
+async def _checkpoint(connection: db.Connection, ledger: Ledger, found: Publication, anchored: Anchored) -> Checkpoint:
+    """What the anchor says, if this ledger signed it, in whichever epoch.
+
+    Raises:
+        NoteError: it did not.
+    """
+    text, _ = split(anchored.note)
+    said = Checkpoint.parse(text)
+    log = await ledger.log(connection, found)
+    then = await ledger.log(connection, replace(found, epoch=max(1, log.epoch_of(said.origin))))
+    read(anchored.note, then.verifiers)
+    return said
+
+
+def _holds(anchored: Anchored | None, mine: Checkpoint) -> bool:
+    return anchored is not None and anchored.note.startswith(f"{mine}\n")

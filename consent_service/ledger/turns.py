@@ -1,0 +1,108 @@
+"""The turns in a ledger's life that an operator decides: another signing key, and a new epoch after a loss."""
+
+from __future__ import annotations
+
+import msgspec
+
+from consent_service import db
+from consent_service.errors import Invalid
+from consent_service.ledger import standing
+from consent_service.ledger.anchor import Anchor
+from consent_service.ledger.book import Ledger
+from consent_service.ledger.entry import LogKeyChanged, Ruptured, system
+from consent_service.ledger.head import append, lock_head
+from consent_service.ledger.note import Checkpoint
+
+_ROTATE = db.execute("ledger", "rotate_keys")
+_BEGIN_EPOCH = db.execute("ledger", "begin_epoch")
+
+
+class Rotated(msgspec.Struct, frozen=True):
+    """What a ledger signs with now."""
+
+    keys: list[str]
+    """Verifier keys, the oldest first; every one signs."""
+    retired: str | None
+    """The one that signs no more."""
+
+
+async def add_key(connection: db.Connection, ledger: Ledger) -> Rotated:
+    """Let another key sign beside those that do.
+
+    Raises:
+        Invalid: two sign already.
+        Frozen: the ledger takes no writes.
+    """
+    async with connection.transaction():
+        tip = await lock_head(connection, ledger.log_id)
+        if tip.last_key > tip.first_key:
+            raise Invalid("Two keys sign already. When everybody knows the newer one, end the older one with --finish.")
+        await _ROTATE(connection, ledger.log_id, tip.first_key, tip.last_key + 1)
+        log = await ledger.log(connection, msgspec.structs.replace(tip, last_key=tip.last_key + 1))
+        keys = [str(signer.verifier) for signer in log.signers]
+        entry = system(LogKeyChanged(at=tip.now, change="added", key=keys[-1]))
+        await append(connection, ledger.log_id, tip, [entry], tip.now)
+    return Rotated(keys, None)
+
+
+async def retire_key(connection: db.Connection, ledger: Ledger) -> Rotated:
+    """Let the older of two keys sign no more; what it signed stays good.
+
+    Raises:
+        Invalid: one signs only.
+        Frozen: the ledger takes no writes.
+    """
+    async with connection.transaction():
+        tip = await lock_head(connection, ledger.log_id)
+        if tip.last_key == tip.first_key:
+            raise Invalid("One key signs only. Let another one sign beside it first, without --finish.")
+        before = await ledger.log(connection, tip)
+        old, *keys = (str(signer.verifier) for signer in before.signers)
+        await _ROTATE(connection, ledger.log_id, tip.first_key + 1, tip.last_key)
+        entry = system(LogKeyChanged(at=tip.now, change="retired", key=old))
+        await append(connection, ledger.log_id, tip, [entry], tip.now)
+    return Rotated(keys, old)
+
+
+class Recovered(msgspec.Struct, frozen=True):
+    """A ledger that goes on in a new epoch."""
+
+    origin: str
+    """Its new name."""
+    epoch: int
+    size: int
+    kept: int
+    """Entries that it went on from."""
+    lost: int
+    """Entries that it had signed, and that are gone or are other ones now; at least."""
+
+
+async def recover(connection: db.Connection, ledger: Ledger, slug: str, anchor: Anchor | None) -> Recovered:
+    """Go on with what is there, as a new log that says what was lost.
+
+    Raises:
+        Invalid: the ledger is not frozen.
+    """
+    async with connection.transaction():
+        tip = await lock_head(connection, ledger.log_id, although_frozen=True)
+        found = await standing.read(connection, ledger.log_id)
+        if found.demanded is None:
+            raise Invalid("The ledger is not frozen: there is nothing to recover from.")
+        before, lost = await ledger.log(connection, tip), Checkpoint.parse(found.demanded)
+        kept = found.checkpoint(before.origin)
+        epoch = max(tip.epoch, before.epoch_of(lost.origin)) + 1
+        await _BEGIN_EPOCH(connection, ledger.log_id, epoch)
+        rupture = Ruptured(
+            at=tip.now, epoch=epoch, kept=kept.size, kept_root=kept.root.hex(),
+            lost=lost.size, lost_root=lost.root.hex(), lost_origin=lost.origin,
+        )  # fmt: skip
+        await append(connection, ledger.log_id, tip, [system(rupture)], tip.now)
+        tip = await lock_head(connection, ledger.log_id)
+        await standing.log_keys(connection, ledger, tip)
+    ledger.signed = None
+    after = await standing.read(connection, ledger.log_id)
+    log = await ledger.log(connection, after)
+    if anchor is not None:
+        mine = after.checkpoint(log.origin)
+        await anchor.swap(slug, await anchor.read(slug), log.checkpoint(mine.size, mine.root))
+    return Recovered(log.origin, epoch, after.size, kept.size, max(0, lost.size - kept.size))
