@@ -52,6 +52,14 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """How long requests in flight may take when the service stops, in seconds."""
     pool: Annotated[int, Meta(ge=2, le=100)] = 8
     """Database connections of each worker."""
+    anchor: Annotated[str, Meta(min_length=1)] | None = None
+    """Where the last published checkpoints are kept outside the database: a folder on another disk, or
+    `s3://bucket/prefix`. Unset: `anchor` in `data`, or with DATABASE_URL none; then nothing notices when an older
+    backup of the database is restored."""
+    witnesses: Annotated[str, Meta(min_length=1)] | None = None
+    """Path of a c2sp.org/tlog-policy file: the witnesses in it that have an address are asked to cosign checkpoints."""
+    timestamps: Annotated[str, Meta(min_length=1)] | None = None
+    """Address of an RFC 3161 authority that dates checkpoints: https, or http on this machine."""
 
 
 def read(
@@ -146,6 +154,13 @@ def secret(settings: Settings) -> bytes:
     if len(kept) < MIN_SECRET:
         raise SetupError(f"{file} holds less than the {MIN_SECRET} characters of a root secret. Give back the file.")
     return kept.encode()
+
+
+def anchor(settings: Settings) -> str | None:
+    """Where the last published checkpoints are kept; None: nowhere, and a restored backup goes unnoticed."""
+    if settings.anchor is None and settings.database_url is None:
+        return str(Path(settings.data) / "anchor")
+    return settings.anchor
 
 
 def keep(file: Path, text: str) -> None:

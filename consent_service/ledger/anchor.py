@@ -1,0 +1,231 @@
+"""Where the last published checkpoint is kept outside the database, which forgets it when an older copy is restored.
+
+An anchor knows one note per ledger, replaced by compare-and-swap, and beside it a journal of erasures, which a restored
+database must do again. It is not trusted: what it gives back is verified by whoever reads it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import hashlib
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeVar
+
+from consent_service.errors import SetupError, Unavailable
+
+LOCK_S = 5.0
+"""Seconds that a writer waits for another one."""
+_KEY = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}", re.ASCII)
+_PAUSE_S = 0.01
+T = TypeVar("T")
+
+
+class Anchored(NamedTuple):
+    """What an anchor holds for a ledger."""
+
+    note: str
+    """As it was found: nobody has verified it."""
+    version: str
+    """What the anchor calls this content; only `swap` reads it."""
+
+
+class Anchor(Protocol):
+    """A place outside the database. `key` names a ledger: lower-case letters, digits, `.`, `_` and `-`, at most 100.
+
+    Every method raises Unavailable where the place cannot be reached, read or written. A write may then have happened
+    or not: read again.
+    """
+
+    async def read(self, key: str) -> Anchored | None:
+        """The last note; None before the first."""
+
+    async def swap(self, key: str, old: Anchored | None, note: str) -> bool:
+        """Put `note` in the place of `old` (None: nothing is there yet), durably and all of it.
+
+        False: somebody else was quicker, and nothing was changed; read again.
+        """
+
+    async def note_erasure(self, key: str, line: bytes) -> None:
+        """Add a line to the journal, durably. It has no line break. After Unavailable it may be there twice."""
+
+    async def erasures(self, key: str) -> list[bytes]:
+        """The lines of the journal, the oldest first."""
+
+
+def open_anchor(where: str) -> Anchor:
+    """The anchor in a folder, which is made if need be.
+
+    Raises:
+        SetupError: there can be none.
+    """
+    if not where or "://" in where:
+        raise SetupError(f"`{where}` is no place for an anchor. Name a folder.")
+    return FileAnchor(Path(where))
+
+
+class FileAnchor:
+    """An anchor in a folder on a disk that is not the database's: a file and a journal for each ledger.
+
+    Any number of processes may use it. Whenever one of them dies, the old note is there or the new one.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        try:
+            _make(folder)
+        except OSError as error:
+            raise SetupError(f"The folder {folder} of the anchor cannot be made: {error.strerror}.") from None
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise SetupError(f"The folder {folder} of the anchor cannot be written. Give it to the service's user.")
+
+    async def read(self, key: str) -> Anchored | None:
+        """See `Anchor`."""
+        return await self._tried(lambda: self._read(self._file(key, "checkpoint")))
+
+    async def swap(self, key: str, old: Anchored | None, note: str) -> bool:
+        """See `Anchor`."""
+        return await self._tried(lambda: self._swap(key, old, note.encode()))
+
+    async def note_erasure(self, key: str, line: bytes) -> None:
+        """See `Anchor`."""
+        demand_line(line)
+        await self._tried(lambda: self._append(key, line + b"\n"))
+
+    async def erasures(self, key: str) -> list[bytes]:
+        """See `Anchor`."""
+        return await self._tried(lambda: self._lines(self._file(key, "erasures")))
+
+    async def _tried(self, work: Callable[[], T]) -> T:
+        try:
+            return await asyncio.to_thread(work)
+        except OSError as error:
+            raise Unavailable(f"The anchor in {self._folder} cannot be used: {error.strerror or error}.") from error
+
+    def _file(self, key: str, kind: str) -> Path:
+        demand_key(key)
+        return self._folder / f"{key}.{kind}"
+
+    @staticmethod
+    def _read(file: Path) -> Anchored | None:
+        try:
+            raw = file.read_bytes()
+        except FileNotFoundError:
+            return None
+        return Anchored(raw.decode(errors="replace"), hashlib.sha256(raw).hexdigest())
+
+    def _swap(self, key: str, old: Anchored | None, raw: bytes) -> bool:
+        file = self._file(key, "checkpoint")
+        with self._locked(key):
+            found = self._read(file)
+            if (found and found.version) != (old and old.version):
+                return False
+            draft = file.with_name(f".{file.name}")  # one name, because who writes it holds the lock
+            _write(draft, raw, os.O_TRUNC)
+            draft.replace(file)
+            _sync(self._folder)
+        return True
+
+    def _append(self, key: str, raw: bytes) -> None:
+        file = self._file(key, "erasures")
+        with self._locked(key):
+            _untear(file)
+            _write(file, raw, os.O_APPEND)
+            _sync(self._folder)
+
+    @staticmethod
+    def _lines(file: Path) -> list[bytes]:
+        try:
+            return file.read_bytes().split(b"\n")[:-1]  # what follows the last line break was never acknowledged
+        except FileNotFoundError:
+            return []
+
+    @contextmanager
+    def _locked(self, key: str) -> Iterator[None]:
+        """Alone with a ledger's files, until the end or until this process dies."""
+        file = os.open(self._file(key, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        last = time.monotonic() + LOCK_S
+        try:
+            while not _took(file):
+                if time.monotonic() > last:
+                    raise TimeoutError("another process holds its lock")
+                time.sleep(_PAUSE_S)
+            yield
+        finally:
+            os.close(file)
+
+
+def demand_key(key: str) -> None:
+    """Let a key pass that is safe in the name of a file or an object.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if _KEY.fullmatch(key) is None:
+        raise ValueError("the key of an anchor is lower-case letters, digits, `.`, `_` and `-`, at most 100")
+
+
+def demand_line(line: bytes) -> None:
+    """Let a line of the journal pass.
+
+    Raises:
+        ValueError: it is empty or more than one.
+    """
+    if not line or b"\n" in line:
+        raise ValueError("a line of the journal is not empty and has no line break")
+
+
+def _make(folder: Path) -> None:
+    """Make a folder, and those above it, for its owner alone. One that is there stays as it is."""
+    if folder.is_dir():
+        return
+    if folder.parent != folder:
+        _make(folder.parent)
+    with suppress(FileExistsError):  # of two that make it
+        folder.mkdir(mode=0o700)
+        _sync(folder.parent)
+    if not folder.is_dir():
+        raise NotADirectoryError(None, "it is a file")
+
+
+def _took(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _write(file: Path, raw: bytes, how: int) -> None:
+    """Write all of it and wait until the disk has it."""
+    with open(
+        file, "wb", buffering=0, opener=lambda path, _: os.open(path, os.O_WRONLY | os.O_CREAT | how, 0o600)
+    ) as to:
+        rest = memoryview(raw)
+        while rest:
+            rest = rest[to.write(rest) :]
+        os.fsync(to.fileno())
+
+
+def _untear(file: Path) -> None:
+    """Cut off the line that a writer left half-written when it died: the next one would be joined to it."""
+    with suppress(FileNotFoundError), file.open("rb+") as journal:
+        size = journal.seek(0, os.SEEK_END)
+        journal.seek(max(0, size - 1))
+        if journal.read() not in (b"", b"\n"):
+            journal.seek(0)
+            journal.truncate(journal.read().rfind(b"\n") + 1)
+
+
+def _sync(folder: Path) -> None:
+    """Wait until the disk has the names of a folder."""
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
