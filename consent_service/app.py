@@ -14,10 +14,11 @@ from consent_service.callers import Callers
 from consent_service.devices import Devices
 from consent_service.guard import METRICS_TYPE, Guard, Operation, problem, render_metrics
 from consent_service.ledger import Ledgers
+from consent_service.ledger.anchor import open_anchor
 from consent_service.ledger.mirror import Mirror
-from consent_service.ledger.publish import Publisher, anchor_of
+from consent_service.ledger.publish import Publisher
 from consent_service.links.proof import Challenges, Prover
-from consent_service.settings import Settings, secret
+from consent_service.settings import Settings, anchor, secret
 from consent_service.tokens import Jwks, Verifier
 
 JSON = "application/json"
@@ -74,7 +75,7 @@ Handler = Callable[[Services, Call], Awaitable[bytes | Reply]]
 @asynccontextmanager
 async def services(settings: Settings, database_url: str) -> AsyncIterator[Services]:
     """Everything that needs the database, while it is needed."""
-    root = secret(settings)
+    root, where = secret(settings), anchor(settings)
     pool = await db.connect(database_url, size=settings.pool)
     ledgers, devices = Ledgers(pool, root), Devices(root)
     writer = consents.Writer(ledgers, devices)
@@ -87,7 +88,7 @@ async def services(settings: Settings, database_url: str) -> AsyncIterator[Servi
         yield Services(
             pool=pool,
             ledgers=ledgers,
-            publisher=Publisher(ledgers, anchor_of(settings), every_s=settings.publish_s),
+            publisher=Publisher(ledgers, open_anchor(where), every_s=settings.publish_s),
             mirror=Mirror(ledgers),
             keyring=keyring,
             callers=Callers(pool, ledgers, keyring, verifier),

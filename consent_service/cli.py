@@ -9,16 +9,18 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, NamedTuple, TextIO, TypeVar
 
 import click
 import msgspec
 
 from consent_service import __version__, auth, db, demo, keys, log, policies, server, settings, tenants
 from consent_service.errors import ConsentError, NotFound, SetupError
-from consent_service.ledger import Status, read_status, receipt
+from consent_service.ledger import Ledger, Ledgers, receipt, standing, turns
+from consent_service.ledger.anchor import Anchor, open_anchor
 from consent_service.ledger.note import NoteError
 from consent_service.ledger.proof import MAX_PROOF
+from consent_service.ledger.publish import Publisher
 from consent_service.ledger.trust import MAX_TRUST, Trust, trusting
 from consent_service.policies import store
 from consent_service.settings import Settings
@@ -268,20 +270,8 @@ def _for_tenant(
     slug: str, data: str | None, database_url: str | None,
     work: Callable[[db.Connection, int, bytes], Awaitable[Result]],
 ) -> Result:  # fmt: skip
-    """Do something with the keys of a tenant, in a database that is brought forward first."""
-    chosen = settings.read(os.environ, {"data": data, "database_url": database_url}, serving=True)
-
-    async def run(url: str, root: bytes) -> Result:
-        await db.migrate(url)
-        async with await db.connect(url, size=1) as pool, db.connection(pool) as connection:
-            await tenants.demand_secret(connection, root)
-            log_id = await tenants.find(connection, slug) if slug.isascii() else None
-            if log_id is None:
-                raise NotFound("There is no such tenant. `consent policy apply` makes one from its policy.")
-            return await work(connection, log_id, root)
-
-    with server.database(chosen) as (url, _):
-        return asyncio.run(run(url, settings.secret(chosen)))
+    """Do something with the keys of a tenant."""
+    return _for_ledger(slug, data, database_url, lambda reach: work(reach.connection, reach.ledger.log_id, reach.root))
 
 
 def _minute(at: datetime | None) -> str:
@@ -303,11 +293,42 @@ def ledger_commands() -> None:
 of_ledger = click.option("--tenant", required=True, metavar="SLUG", help="The tenant whose ledger it is.")
 
 
-def _read_status(tenant: str, data: str | None, database_url: str | None) -> Status:
-    async def read(connection: db.Connection, log_id: int, root: bytes) -> Status:
-        return await read_status(connection, root, log_id)
+class InReach(NamedTuple):
+    """A ledger and what a command needs beside it."""
 
-    return _for_tenant(tenant, data, database_url, read)
+    connection: db.Connection
+    ledger: Ledger
+    anchor: Anchor | None
+    root: bytes
+    """The root secret."""
+
+
+def _for_ledger(
+    slug: str, data: str | None, database_url: str | None, work: Callable[[InReach], Awaitable[Result]]
+) -> Result:
+    """Do something with the ledger of a tenant."""
+    chosen = settings.read(os.environ, {"data": data, "database_url": database_url}, serving=True)
+
+    async def run(url: str, root: bytes) -> Result:
+        await db.migrate(url)
+        async with await db.connect(url, size=2) as pool, db.connection(pool) as connection:
+            await tenants.demand_secret(connection, root)
+            log_id = await tenants.find(connection, slug) if slug.isascii() else None
+            if log_id is None:
+                raise NotFound("There is no such tenant. `consent policy apply` makes one from its policy.")
+            ledgers, outside = Ledgers(pool, root), open_anchor(settings.anchor(chosen))
+            await Publisher(ledgers, outside).examine(log_id)
+            return await work(InReach(connection, ledgers.of(log_id), outside, root))
+
+    with server.database(chosen) as (url, _):
+        return asyncio.run(run(url, settings.secret(chosen)))
+
+
+def _read_status(tenant: str, data: str | None, database_url: str | None) -> standing.Status:
+    async def read(reach: InReach) -> standing.Status:
+        return await standing.status(reach.connection, reach.ledger)
+
+    return _for_ledger(tenant, data, database_url, read)
 
 
 @ledger_commands.command("status")
@@ -319,7 +340,7 @@ def ledger_status(tenant: str, as_json: bool, data: str | None, database_url: st
     status = _read_status(tenant, data, database_url)
     lines = [
         ("origin", status.origin), ("epoch", status.epoch), ("size", status.size), ("root", status.root),
-        ("frozen", status.frozen or "no"), *(("key", key) for key in status.keys),
+        ("published", status.published), ("frozen", status.frozen or "no"), *(("key", key) for key in status.keys),
     ]  # fmt: skip
     _tell(as_json, status, _table(lines))
 
@@ -332,6 +353,46 @@ def ledger_checkpoint(tenant: str, as_json: bool, data: str | None, database_url
     """Print a signed checkpoint (c2sp.org/tlog-checkpoint) of the ledger as it is now."""
     status = _read_status(tenant, data, database_url)
     _tell(as_json, {"checkpoint": status.checkpoint}, status.checkpoint.removesuffix("\n"))
+
+
+@ledger_commands.command("rotate")
+@of_ledger
+@click.option("--finish", is_flag=True, help="End the older of two keys.")
+@service_options
+@as_json
+def rotate_key(tenant: str, finish: bool, as_json: bool, data: str | None, database_url: str | None) -> None:
+    """Let another key sign beside the one that does; later, with --finish, end the older one."""
+
+    async def turn(reach: InReach) -> turns.Rotated:
+        return await (turns.retire_key if finish else turns.add_key)(reach.connection, reach.ledger)
+
+    rotated = _for_ledger(tenant, data, database_url, turn)
+    lines = [("signs", key) for key in rotated.keys]
+    if rotated.retired is not None:
+        lines.append(("retired", rotated.retired))
+    told = "" if finish else "\nGive the newer key out. When everybody has it, end the older one with --finish."
+    _tell(as_json, rotated, _table(lines) + told)
+
+
+@ledger_commands.command("recover")
+@of_ledger
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@service_options
+@as_json
+def recover_ledger(tenant: str, yes: bool, as_json: bool, data: str | None, database_url: str | None) -> None:
+    """Give up what a frozen ledger has lost: it goes on in a new epoch, and its first entry there says so."""
+    if not yes and not as_json:
+        click.confirm("Entries that were signed, and for which people hold receipts, are lost then. Go on?", abort=True)
+
+    async def turn(reach: InReach) -> turns.Recovered:
+        return await turns.recover(reach.connection, reach.ledger, tenant, reach.anchor)
+
+    made = _for_ledger(tenant, data, database_url, turn)
+    _tell(
+        as_json,
+        made,
+        f"The ledger goes on as {made.origin}, from {made.kept} entries; {made.lost} or more are lost.",
+    )
 
 
 @consent.command("verify")
@@ -392,7 +453,7 @@ def _serve(chosen: Settings, ready_file: Path | None, as_json: bool, *, example:
     with closing(server.bind(chosen)) as listener, server.database(chosen) as (url, embedded):
         root = settings.secret(chosen)
         facts: dict[str, Any] = {"url": server.address(listener), "tenant": None, "keys": {}, "pid": os.getpid()}
-        asyncio.run(_prepare(url, root))
+        asyncio.run(_prepare(url, root, chosen))
         if example:
             facts |= asyncio.run(demo.set_up(url, root, chosen, facts["url"]))
 
@@ -406,11 +467,13 @@ def _serve(chosen: Settings, ready_file: Path | None, as_json: bool, *, example:
         server.Supervisor(chosen, workers_url, embedded, listener, ending).run(ready)
 
 
-async def _prepare(url: str, root: bytes) -> None:
-    """The schema brought forward, by the secret that it was filled under."""
+async def _prepare(url: str, root: bytes, chosen: Settings) -> None:
+    """The schema brought forward, by the secret that it was filled under; and no ledger older than what it signed."""
     await db.migrate(url)
-    async with await db.connect(url, size=1) as pool, db.connection(pool) as connection:
-        await tenants.demand_secret(connection, root)
+    async with await db.connect(url, size=2) as pool:
+        async with db.connection(pool) as connection:
+            await tenants.demand_secret(connection, root)
+        await Publisher(Ledgers(pool, root), open_anchor(settings.anchor(chosen))).examine_all()
 
 
 def _clear(ready_file: Path) -> None:

@@ -32,7 +32,8 @@ async def set_up(database_url: str, secret: bytes, chosen: Settings, base: str) 
         if not (await read_head(connection, log_id)).policy:  # whoever applied another one keeps it
             await tenants.apply_policy(connection, log_id, store.Policies(), policy)
         async with connection.transaction():
-            await lock_head(connection, log_id)  # two starters at once agree on the keys of the first
+            # Two starters at once agree on the keys of the first.
+            await lock_head(connection, log_id, although_frozen=True)
             kept = _kept(data / "keys.json")
             made = {
                 name: await keys.add_key(

@@ -1,7 +1,7 @@
 """The tenant's append-only ledger: the head that orders every write, and the group commit in front of it."""
 
 from consent_service.ledger.batch import Batcher, group_commit
-from consent_service.ledger.book import Ledger, Ledgers, PerLedger, Status, read_status
+from consent_service.ledger.book import Ledger, Ledgers, PerLedger
 from consent_service.ledger.head import OLDER, REVISION, Head, Revision, Tip, append, lock_head, read_head
 from consent_service.ledger.receipt import Log, Opening, issue
 from consent_service.ledger.tiles import prove
@@ -19,7 +19,6 @@ __all__ = [
     "Opening",
     "PerLedger",
     "Revision",
-    "Status",
     "Tip",
     "append",
     "group_commit",
@@ -27,5 +26,4 @@ __all__ = [
     "lock_head",
     "prove",
     "read_head",
-    "read_status",
 ]

@@ -58,12 +58,14 @@ class Anchor(Protocol):
         """The lines of the journal, the oldest first."""
 
 
-def open_anchor(where: str) -> Anchor:
-    """The anchor in a folder, which is made if need be.
+def open_anchor(where: str | None) -> Anchor | None:
+    """The anchor in a folder, which is made if need be; None: nowhere.
 
     Raises:
         SetupError: there can be none.
     """
+    if where is None:
+        return None
     if not where or "://" in where:
         raise SetupError(f"`{where}` is no place for an anchor. Name a folder.")
     return FileAnchor(Path(where))

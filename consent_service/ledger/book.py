@@ -11,10 +11,9 @@ import msgspec
 
 from consent_service import db
 from consent_service.errors import NotFound
-from consent_service.ledger.head import Head, read_tip
+from consent_service.ledger.head import Head
 from consent_service.ledger.note import Checkpoint, Signer
 from consent_service.ledger.receipt import Log
-from consent_service.ledger.tree import Frontier
 from consent_service.policies.store import Policies
 from consent_service.subjects import Hasher
 from consent_service.vault import Vault
@@ -46,33 +45,6 @@ def _seed(secret: bytes, log_id: int, generation: int) -> bytes:
     """A generation of the signing key: all follow from the root secret."""
     name = b"ca/v1 log %d" % log_id if generation == 1 else b"ca/v1 log %d key %d" % (log_id, generation)
     return hmac.digest(secret, name, "sha256")
-
-
-class Status(msgspec.Struct, frozen=True):
-    """Where a ledger stands."""
-
-    origin: str
-    epoch: int
-    size: int
-    root: str
-    """SHA-256 in hex."""
-    frozen: str | None
-    """Why it takes no writes."""
-    keys: list[str]
-    """What its signatures are verified with (vkeys of c2sp.org/signed-note)."""
-    checkpoint: str
-    """Signed."""
-
-
-async def read_status(connection: db.Connection, secret: bytes, log_id: int) -> Status:
-    """Where a ledger stands now."""
-    tip = await read_tip(connection, log_id)
-    log = await read_log(connection, secret, log_id, tip)
-    root = Frontier.read(tip.size, tip.frontier).root
-    return Status(
-        origin=log.origin, epoch=tip.epoch, size=tip.size, root=root.hex(), frozen=tip.frozen,
-        keys=[str(signer.verifier) for signer in log.signers], checkpoint=log.checkpoint(tip.size, root),
-    )  # fmt: skip
 
 
 class Ledger:

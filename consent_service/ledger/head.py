@@ -69,7 +69,6 @@ class Appended(msgspec.Struct, frozen=True):
 
 _APPEND = db.one("ledger", "append", Appended)
 _LOCK = db.one("ledger", "lock_head", Tip)
-_READ_TIP = db.one("ledger", "read_tip", Tip)
 _READ = db.one("ledger", "read_head", Head)
 
 
@@ -100,14 +99,6 @@ async def read_head(connection: db.Connection, log_id: int) -> Head:
     if head is None:
         raise NotFound("There is no such tenant.")
     return head
-
-
-async def read_tip(connection: db.Connection, log_id: int) -> Tip:
-    """The head with its frontier, without a lock."""
-    tip = await _READ_TIP(connection, log_id)
-    if tip is None:
-        raise NotFound("There is no such tenant.")
-    return tip
 
 
 async def append(

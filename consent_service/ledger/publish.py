@@ -11,7 +11,6 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import msgspec
 from msgspec.structs import replace
@@ -20,22 +19,14 @@ from consent_service import db
 from consent_service import log as logs
 from consent_service.errors import ConsentError
 from consent_service.ledger import standing, tiles
-from consent_service.ledger.anchor import Anchor, Anchored, open_anchor
+from consent_service.ledger.anchor import Anchor, Anchored
 from consent_service.ledger.book import Ledger, Ledgers
 from consent_service.ledger.note import Checkpoint, NoteError, read, split
 from consent_service.ledger.receipt import Log
 from consent_service.ledger.standing import Publication
-from consent_service.settings import Settings
 
 _SPREAD = 0.2
 """By how much of itself an interval varies, so that processes do not all look at once."""
-
-
-def anchor_of(settings: Settings) -> Anchor | None:
-    """Where the settings say that signed checkpoints are kept outside the database."""
-    if settings.anchor is not None:
-        return open_anchor(settings.anchor)
-    return None if settings.database_url is not None else open_anchor(str(Path(settings.data) / "anchor"))
 
 
 class SlugRow(msgspec.Struct, frozen=True):

@@ -43,6 +43,24 @@ class UnloggedRow(msgspec.Struct, frozen=True):
     change: KeyChange
 
 
+class Status(msgspec.Struct, frozen=True):
+    """Where a ledger stands."""
+
+    origin: str
+    epoch: int
+    size: int
+    root: str
+    """SHA-256 in hex."""
+    frozen: str | None
+    """Why it takes no writes."""
+    published: int
+    """How many of its entries are shown to the world."""
+    keys: list[str]
+    """What its signatures are verified with (vkeys of c2sp.org/signed-note)."""
+    checkpoint: str
+    """Signed."""
+
+
 _TAKE_UNLOGGED = db.many("ledger", "take_unlogged", UnloggedRow)
 _READ = db.one("ledger", "read_publication", Publication)
 _FREEZE = db.execute("ledger", "freeze")
@@ -122,3 +140,15 @@ async def contradiction(
         f"The first {demanded.size} entries in the database are not those that were signed. Restore a copy that holds "
         "them, and the ledger goes on by itself; or give up what is lost with `consent ledger recover`."
     )
+
+
+async def status(connection: db.Connection, ledger: Ledger) -> Status:
+    """Where a ledger stands now."""
+    found = await read(connection, ledger.log_id)
+    log = await ledger.log(connection, found)
+    _, size, root = found.checkpoint(log.origin)
+    return Status(
+        origin=log.origin, epoch=found.epoch, size=size, root=root.hex(), frozen=found.frozen,
+        published=found.published, keys=[str(signer.verifier) for signer in log.signers],
+        checkpoint=log.checkpoint(size, root),
+    )  # fmt: skip

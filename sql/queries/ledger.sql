@@ -7,11 +7,6 @@ FROM ledger_head
 WHERE log_id = $1
 FOR UPDATE;
 
--- name: read_tip :one
-SELECT epoch, size, policy, frozen, first_key, last_key, clock_timestamp() AS now, frontier
-FROM ledger_head
-WHERE log_id = $1;
-
 -- name: read_head :one
 SELECT epoch, size, policy, frozen, first_key, last_key, clock_timestamp() AS now
 FROM ledger_head

@@ -1,0 +1,378 @@
+"""A ledger that is not any more what it signed takes no writes, until it is again or somebody gives up what is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import asyncpg
+import pytest
+from conftest import SECRET, Tenant
+
+from consent_service import auth, keys
+from consent_service.errors import Frozen, Invalid
+from consent_service.ledger import Ledgers, receipt, standing, tree, turns
+from consent_service.ledger.anchor import FileAnchor
+from consent_service.ledger.entry import LogKeyChanged, Ruptured, read_system
+from consent_service.ledger.note import Checkpoint, Signer, sign
+from consent_service.ledger.publish import Publisher
+from consent_service.ledger.trust import Trust, trusting
+
+WEB = {"purpose": "analytics", "status": "given", "channel": "web"}
+NO = {"purpose": "analytics", "status": "withdrawn"}
+
+
+class Copy(NamedTuple):
+    """A ledger at a moment: what a backup holds of it."""
+
+    head: asyncpg.Record
+    entries: list[asyncpg.Record]
+    tiles: list[asyncpg.Record]
+
+
+class Yard:
+    """A tenant, its publisher with an anchor, and a database whose owner can turn time back."""
+
+    def __init__(self, tenant: Tenant, anchor: FileAnchor | None, owner: asyncpg.Connection[Any]) -> None:
+        self.tenant = tenant
+        self.anchor = anchor
+        self.owner = owner
+        self.ledger = tenant.services.ledgers.of(tenant.log_id)
+        self.publisher = Publisher(tenant.services.ledgers, anchor, every_s=0)
+
+    async def publish(self) -> bool:
+        return await self.publisher.publish(self.tenant.log_id, self.tenant.slug)
+
+    async def status(self) -> standing.Status:
+        async with self.ledger.connection() as connection:
+            return await standing.status(connection, self.ledger)
+
+    async def record(self, *records: dict[str, Any], person: dict[str, str] | None = None) -> Any:
+        return await self.tenant.record(*records, subject=person or {"type": "login", "id": uuid.uuid4().hex})
+
+    async def copy(self) -> Copy:
+        own = self.tenant.log_id
+        head = await self.owner.fetchrow("SELECT * FROM ledger_head WHERE log_id = $1", own)
+        assert head is not None
+        return Copy(
+            head,
+            await self.owner.fetch("SELECT idx, entry FROM ledger_entry WHERE log_id = $1 ORDER BY idx", own),
+            await self.owner.fetch("SELECT level, n, root, hashes FROM ledger_tile WHERE log_id = $1", own),
+        )
+
+    async def restore(self, copy: Copy) -> None:
+        """What matters here of restoring a backup: the ledger as it was."""
+        own = self.tenant.log_id
+        for table in ("ledger_entry", "ledger_tile", "checkpoint"):
+            await self.owner.execute(f"DELETE FROM {table} WHERE log_id = $1", own)
+        for table in ("event", "idempotency"):
+            await self.owner.execute(f"DELETE FROM {table} WHERE log_id = $1 AND idx >= $2", own, copy.head["size"])
+        await self.replay(copy.entries)
+        await self.owner.executemany(
+            "INSERT INTO ledger_tile (log_id, level, n, root, hashes) VALUES ($1, $2, $3, $4, $5)",
+            [(own, *row.values()) for row in copy.tiles],
+        )
+        await self.owner.execute(
+            "UPDATE ledger_head SET epoch = $2, size = $3, frontier = $4, frozen = $5, demanded = $6 WHERE log_id = $1",
+            own, *(copy.head[name] for name in ("epoch", "size", "frontier", "frozen", "demanded")),
+        )  # fmt: skip
+
+    async def replay(self, entries: list[asyncpg.Record]) -> None:
+        await self.owner.executemany(
+            "INSERT INTO ledger_entry (log_id, idx, entry) VALUES ($1, $2, $3)",
+            [(self.tenant.log_id, *row.values()) for row in entries],
+        )
+
+    async def replay_tail(self, copy: Copy) -> None:
+        """What a stream of changes would bring: the entries that are missing, and the head beyond them."""
+        size = await self.owner.fetchval("SELECT size FROM ledger_head WHERE log_id = $1", self.tenant.log_id)
+        await self.replay(copy.entries[size:])
+        await self.owner.execute(
+            "UPDATE ledger_head SET size = $2, frontier = $3 WHERE log_id = $1",
+            self.tenant.log_id, copy.head["size"], copy.head["frontier"],
+        )  # fmt: skip
+
+    async def entries(self) -> list[bytes]:
+        return [row["entry"] for row in (await self.copy()).entries]
+
+
+@pytest.fixture
+async def owner(database_url: str) -> AsyncIterator[asyncpg.Connection[Any]]:
+    connection = await asyncpg.connect(database_url)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+def yard(tenant: Tenant, tmp_path: Path, owner: asyncpg.Connection[Any]) -> Yard:
+    return Yard(tenant, FileAnchor(tmp_path / "anchor"), owner)
+
+
+async def test_a_restored_older_copy_is_frozen_and_thaws_by_itself_once_the_tail_is_back(yard: Yard) -> None:
+    person = {"type": "login", "id": uuid.uuid4().hex}
+    assert (await yard.record(WEB, person=person)).status_code == 201
+    backup = await yard.copy()
+    assert (await yard.record(NO, person=person)).status_code == 201
+    assert await yard.publish()
+    newest, before = await yard.copy(), await yard.status()
+
+    yard.ledger.signed = None  # another process, which knows what the anchor knows
+    await yard.restore(backup)
+    assert not await yard.publish()
+    status = await yard.status()
+    assert status.frozen is not None
+    assert f"had {before.size} entries, and {backup.head['size']} are here" in status.frozen
+
+    refused = await yard.record(NO, person=person)
+    assert (refused.status_code, refused.json()["type"]) == (503, "/problems/frozen")
+    assert "older than what was signed" in refused.json()["detail"]
+    linked = await yard.tenant.post("/v1/links", {"identifier": {"type": "loyalty", "id": "1"}, "login": "x"})
+    assert (linked.status_code, linked.json()["type"]) == (503, "/problems/frozen")
+    assert (await yard.tenant.check(person, "analytics", channel="web")).keys() >= {"allow", "reason"}, "reads go on"
+    assert not await yard.publish()
+
+    await yard.replay_tail(newest)
+    assert await yard.publish()
+    after = await yard.status()
+    assert (after.frozen, after.size, after.root) == (None, before.size, before.root)
+    assert (await yard.record(NO, person=person)).status_code == 201
+
+
+async def test_control_without_an_anchor_another_process_notices_nothing(
+    tenant: Tenant, owner: asyncpg.Connection[Any]
+) -> None:
+    yard = Yard(tenant, None, owner)
+    backup = await yard.copy()
+    await yard.record(WEB)
+    assert await yard.publish()
+    yard.ledger.signed = None
+    await yard.restore(backup)
+    assert await yard.publish()
+    assert (await yard.status()).frozen is None
+
+
+async def test_a_process_remembers_what_it_signed(tenant: Tenant, owner: asyncpg.Connection[Any]) -> None:
+    """A failover to a copy that lags: nothing was anchored since, but somebody holds a receipt."""
+    yard = Yard(tenant, None, owner)
+    backup = await yard.copy()
+    assert (await yard.record(WEB)).status_code == 201
+    newest = await yard.copy()
+    await yard.restore(backup)
+    refused = await yard.record(WEB)
+    assert (refused.status_code, refused.json()["type"]) == (503, "/problems/frozen"), "before anybody looks"
+    assert not await yard.publish()
+    other = Yard(tenant, None, owner)
+    other.ledger.signed = None
+    assert not await other.publish(), "what one process knows, all obey"
+    await yard.replay_tail(newest)
+    assert await yard.publish()
+    assert (await yard.record(WEB)).status_code == 201
+
+
+async def test_other_entries_in_the_place_of_those_signed_freeze_the_ledger(yard: Yard) -> None:
+    backup = await yard.copy()
+    await yard.record(WEB)
+    await yard.publish()
+    newest = await yard.copy()
+    await yard.restore(backup)
+    yard.ledger.signed = None
+    for _ in range(3):  # before anybody compared: now it is longer than the anchor, and another one
+        answer = await yard.record(NO)
+        assert answer.status_code == 201, answer.text
+    assert not await yard.publish()
+    frozen = (await yard.status()).frozen
+    assert frozen is not None
+    assert f"first {newest.head['size']} entries in the database are not those that were signed" in frozen
+
+
+async def test_an_entry_altered_in_the_database_is_never_published(yard: Yard) -> None:
+    await yard.record(WEB)
+    await yard.publish()
+    for _ in range(2):
+        await yard.record(WEB)
+    size = (await yard.status()).size
+    last = await yard.owner.fetchrow(
+        "SELECT idx, entry FROM ledger_entry WHERE log_id = $1 AND idx = $2", yard.tenant.log_id, size - 1
+    )
+    assert last is not None
+    change = "UPDATE ledger_entry SET entry = $3 WHERE log_id = $1 AND idx = $2"
+    await yard.owner.execute(change, yard.tenant.log_id, size - 1, last["entry"][:-1] + b"!")
+    assert not await yard.publish()
+    assert (await yard.status()).published == size - 2
+    await yard.owner.execute("DELETE FROM ledger_entry WHERE log_id = $1 AND idx = $2", yard.tenant.log_id, size - 2)
+    assert not await yard.publish()
+    await yard.replay([(await yard_record(yard, size - 2, b"?"))])
+    assert not await yard.publish()
+
+
+async def yard_record(yard: Yard, idx: int, entry: bytes) -> asyncpg.Record:
+    row = await yard.owner.fetchrow("SELECT $1::bigint AS idx, $2::bytea AS entry", idx, entry)
+    assert row is not None
+    return row
+
+
+async def test_an_anchor_that_the_ledger_never_signed_freezes_it(yard: Yard) -> None:
+    await yard.record(WEB)
+    await yard.publish()
+    assert yard.anchor is not None
+    good = await yard.anchor.read(yard.tenant.slug)
+    assert good is not None
+    forged = sign(str(Checkpoint((await yard.status()).origin, 1, b"\0" * 32)), [Signer("x", b"\0" * 32)])
+    for note in (forged, "nonsense", good.note.replace("\n\n", "\n\n\n"), good.note.replace(good.note[-9], "A")):
+        now = await yard.anchor.read(yard.tenant.slug)
+        assert await yard.anchor.swap(yard.tenant.slug, now, note)
+        yard.publisher._quiet.clear()
+        assert not await yard.publish(), note
+        assert "anchor" in str((await yard.status()).frozen)
+        now = await yard.anchor.read(yard.tenant.slug)
+        assert await yard.anchor.swap(yard.tenant.slug, now, good.note)
+        assert await yard.publish()
+        assert (await yard.status()).frozen is None
+
+
+async def test_what_is_lost_can_be_given_up_in_a_new_epoch_that_says_so(yard: Yard) -> None:
+    await yard.record(WEB)
+    backup = await yard.copy()
+    lost = (await yard.record(WEB)).json()["receipt"]
+    await yard.publish()
+    before = await yard.status()
+    async with yard.ledger.connection() as connection:
+        with pytest.raises(Invalid, match="not frozen"):
+            await turns.recover(connection, yard.ledger, yard.tenant.slug, yard.anchor)
+    await yard.restore(backup)
+    assert not await yard.publish()
+    async with yard.ledger.connection() as connection:
+        made = await turns.recover(connection, yard.ledger, yard.tenant.slug, yard.anchor)
+    kept = backup.head["size"]
+    assert (made.origin, made.epoch) == (f"{before.origin}/2", 2)
+    assert (made.kept, made.lost, made.size) == (kept, 1, kept + 1)
+    entries = await yard.entries()
+    assert entries[:-1] == [row["entry"] for row in backup.entries]
+    said = read_system(entries[-1])
+    assert isinstance(said, Ruptured)
+    assert (said.kept, said.lost, said.lost_root) == (kept, before.size, before.root)
+    assert said.kept_root == tree.Frontier().grown([tree.leaf_hash(one) for one in entries[:-1]]).root.hex()
+
+    told = (await yard.record(WEB)).json()
+    assert told["rev"] == f"2.{kept + 2}"
+    assert await yard.publish()
+    after = await yard.status()
+    new, old = (Trust.parse(trusting(status.keys)) for status in (after, before))
+    assert receipt.verify(told["receipt"], new).checkpoint.origin == after.origin == made.origin
+    receipt.verify(lost, old)  # nobody can say that it was never promised
+    assert (await yard.status()).frozen is None
+    yard.publisher._quiet.clear()
+    assert await yard.publish()
+
+
+async def test_a_copy_older_than_the_recovery_is_found_out_too(yard: Yard) -> None:
+    oldest = await yard.copy()
+    await yard.record(WEB)
+    await yard.publish()
+    yard.ledger.signed = None
+    await yard.restore(oldest)
+    assert not await yard.publish()
+    async with yard.ledger.connection() as connection:
+        await turns.recover(connection, yard.ledger, yard.tenant.slug, yard.anchor)
+    await yard.restore(oldest)
+    assert not await yard.publish()
+    async with yard.ledger.connection() as connection:
+        made = await turns.recover(connection, yard.ledger, yard.tenant.slug, yard.anchor)
+    assert made.epoch == 3
+    assert await yard.publish()
+
+
+async def test_a_key_is_revoked_although_the_ledger_is_frozen(yard: Yard) -> None:
+    await yard.record(WEB)
+    await yard.publish()
+    newest = await yard.copy()
+    first = tree.Frontier().grown([tree.leaf_hash(row["entry"]) for row in newest.entries[:3]]).frontier
+    await yard.owner.execute("DELETE FROM ledger_entry WHERE log_id = $1 AND idx >= 3", yard.tenant.log_id)
+    await yard.owner.execute(
+        "UPDATE ledger_head SET size = 3, frontier = $2 WHERE log_id = $1", yard.tenant.log_id, first.write()
+    )
+    yard.ledger.signed = None
+    assert not await yard.publish()
+    secret = SECRET.encode()
+    async with yard.ledger.connection() as connection:
+        new = auth.Credential(yard.tenant.log_id, "new", "service", "new", frozenset({"check"}), frozenset(), None)
+        with pytest.raises(Frozen):
+            await keys.create_key(connection, secret, new)
+        await keys.revoke(connection, secret, yard.tenant.log_id, "service")
+        assert not await keys.is_valid(connection, secret, yard.tenant.log_id, "service", yard.tenant.keys["service"])
+    await yard.replay_tail(newest)
+    assert await yard.publish()
+    entries = await yard.entries()
+    assert len(entries) == len(newest.entries) + 1
+    said = read_system(entries[-1])
+    assert (said.change, said.credential) == ("revoked", yard.ledger.hasher.once("credential", "service").hex())
+    assert await yard.publish()
+    assert len(await yard.entries()) == len(entries), "once"
+
+
+async def test_two_keys_sign_while_one_follows_the_other(yard: Yard) -> None:
+    first = await yard.status()
+    old_receipt = (await yard.record(WEB)).json()["receipt"]
+    await yard.publish()
+    async with yard.ledger.connection() as connection:
+        with pytest.raises(Invalid, match="One key signs only"):
+            await turns.retire_key(connection, yard.ledger)
+        both = await turns.add_key(connection, yard.ledger)
+        with pytest.raises(Invalid, match="Two keys sign already"):
+            await turns.add_key(connection, yard.ledger)
+    assert both.keys[:1] == first.keys
+    assert len(both.keys) == 2
+    old, new = (Trust.parse(trusting([key])) for key in both.keys)
+    between = (await yard.record(WEB)).json()["receipt"]
+    assert {receipt.verify(between, one).index for one in (old, new)} == {(await yard.status()).size - 1}
+    async with yard.ledger.connection() as connection:
+        done = await turns.retire_key(connection, yard.ledger)
+    assert (done.keys, done.retired) == (both.keys[1:], both.keys[0])
+    after = (await yard.record(WEB)).json()["receipt"]
+    receipt.verify(after, new)
+    with pytest.raises(receipt.NoteError, match="no known key"):
+        receipt.verify(after, old)
+    receipt.verify(old_receipt, old)
+    said = [read_system(one) for one in await yard.entries() if one[:1] == b"\2"]
+    assert [(s.change, s.key) for s in said if isinstance(s, LogKeyChanged)] == [
+        ("added", both.keys[1]), ("retired", both.keys[0])
+    ]  # fmt: skip
+    yard.publisher._quiet.clear()
+    assert await yard.publish(), "what the retired key signed is still the anchor's"
+    fresh = Ledgers(yard.tenant.services.pool, SECRET.encode()).of(yard.tenant.log_id)
+    async with fresh.connection() as connection:
+        assert (await standing.status(connection, fresh)).keys == done.keys
+
+
+async def test_many_publishers_publish_each_checkpoint_once(yard: Yard) -> None:
+    publishers = [Publisher(yard.tenant.services.ledgers, yard.anchor, every_s=0) for _ in range(4)]
+    for _ in range(6):
+        await asyncio.gather(*(yard.record(WEB) for _ in range(5)))
+        await asyncio.gather(*(one.publish(yard.tenant.log_id, yard.tenant.slug) for one in publishers))
+    assert await yard.publish()
+    rows = await yard.owner.fetch(
+        "SELECT size, note, published_at FROM checkpoint WHERE log_id = $1 ORDER BY size", yard.tenant.log_id
+    )
+    assert rows[-1]["size"] == (await yard.status()).size
+    assert rows[-1]["published_at"] is not None
+    assert yard.anchor is not None
+    anchored = await yard.anchor.read(yard.tenant.slug)
+    assert anchored is not None
+    assert anchored.note == rows[-1]["note"]
+
+
+async def test_one_ledger_that_fails_does_not_keep_others_from_being_published(
+    make_tenant: Any, demo_policy: Any, yard: Yard
+) -> None:
+    other = await make_tenant.make(demo_policy)
+    assert yard.anchor is not None
+    (yard.anchor._folder / f"{yard.tenant.slug}.checkpoint").mkdir()
+    assert yard.tenant.log_id < other.log_id
+    await yard.publisher.sweep()
+    async with other.services.ledgers.of(other.log_id).connection() as connection:
+        found = await standing.read(connection, other.log_id)
+    assert found.published == found.size
+    assert (await yard.status()).published == 0
