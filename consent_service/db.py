@@ -27,7 +27,8 @@ Pool: TypeAlias = "asyncpg.Pool[Any]"
 
 LOST = (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError,
         asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError,
-        asyncpg.TooManyConnectionsError, asyncpg.LockNotAvailableError)  # fmt: skip
+        asyncpg.TooManyConnectionsError, asyncpg.LockNotAvailableError,
+        asyncpg.ReadOnlySQLTransactionError)  # fmt: skip
 """What is raised when the database cannot be asked; everything else it raises is an answer."""
 
 COLLISION = asyncpg.UniqueViolationError

@@ -33,18 +33,13 @@ async def set_up(database_url: str, secret: bytes, chosen: Settings, base: str) 
             await tenants.apply_policy(connection, log_id, store.Policies(), policy)
         async with connection.transaction():
             # Two starters at once agree on the keys of the first.
-            await lock_head(connection, log_id, although_frozen=True)
-            kept = _kept(data / "keys.json")
-            made = {
-                name: await keys.add_key(
-                    connection,
-                    secret,
-                    Credential(log_id, name, kind, f"demo {name}", scopes, _origins(kind, base), None),
-                    kept.get(name),
-                )
-                for name, (kind, scopes) in KEYS.items()
-            }
-            _keep(data / "keys.json", made)
+            head = await lock_head(connection, log_id, although_frozen=True)
+            made = _kept(data / "keys.json")
+            if head.frozen is None:
+                for name, (kind, scopes) in KEYS.items():
+                    one = Credential(log_id, name, kind, f"demo {name}", scopes, _origins(kind, base), None)
+                    made[name] = await keys.add_key(connection, secret, one, made.get(name))
+                _keep(data / "keys.json", made)
             live = {n: key for n, key in made.items() if await keys.is_valid(connection, secret, log_id, n, key)}
     return {"tenant": TENANT, "keys": live}
 

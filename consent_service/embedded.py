@@ -294,6 +294,7 @@ class Embedded:
             "unix_socket_permissions": "0700",
             "fsync": "on",
             "restart_after_crash": "off",
+            "hot_standby": "off",  # a restored backup that is still catching up is not ready
             "logging_collector": "off",
             "log_destination": "stderr",
         }

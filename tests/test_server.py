@@ -99,13 +99,13 @@ def test_both_workers_serve_and_metrics_add_up(place: Path):
 
         with ThreadPoolExecutor(16) as pool:
             assert set(pool.map(ask, range(400))) == {200}
-        assert counted(demo, "check") == 400
+        assert within(2, lambda: counted(demo, "check") == 400)
         assert all(cpu(pid) > before[pid] for pid in workers), "one worker did nothing"
         assert [counted(demo, "check") for _ in range(10)] == [400] * 10  # whichever is asked
 
         os.kill(workers[0], signal.SIGKILL)
         assert within(10, lambda: len(demo.workers()) == 2)
-        assert counted(demo, "check") == 400  # what the dead one counted still counts
+        assert within(2, lambda: counted(demo, "check") == 400)  # what the dead one counted still counts
     assert demo.process.returncode == 0, demo.said()
 
 
@@ -158,7 +158,7 @@ def test_a_killed_supervisor_takes_its_workers_with_it(place: Path):
     os.kill(demo.pid, signal.SIGKILL)
     demo.process.wait(5)
     assert within(2, lambda: not any(alive(pid) for pid in workers))
-    assert is_free(demo.port)
+    assert within(2, lambda: is_free(demo.port))
     assert within(10, lambda: not alive(server))
 
 
