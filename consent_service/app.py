@@ -12,14 +12,16 @@ from litestar.handlers import HTTPRouteHandler
 from consent_service import auth, consents, db, decisions, links, openapi, operations
 from consent_service.callers import Callers
 from consent_service.devices import Devices
+from consent_service.erasures import Eraser
 from consent_service.guard import METRICS_TYPE, Guard, Operation, problem, render_metrics
 from consent_service.ledger import Ledgers
 from consent_service.ledger.anchor import open_anchor
 from consent_service.ledger.mirror import Mirror
 from consent_service.ledger.publish import Publisher
 from consent_service.links.proof import Challenges, Prover
-from consent_service.settings import Settings, anchor, secret
+from consent_service.settings import Settings, anchor, key_file, secret
 from consent_service.tokens import Jwks, Verifier
+from consent_service.vault import Vault
 
 JSON = "application/json"
 
@@ -38,6 +40,7 @@ class Services(NamedTuple):
     checker: decisions.Checker
     linker: links.Linker
     conflicted: links.Conflicted
+    eraser: Eraser
 
 
 class Headers(Protocol):
@@ -75,9 +78,9 @@ Handler = Callable[[Services, Call], Awaitable[bytes | Reply]]
 @asynccontextmanager
 async def services(settings: Settings, database_url: str) -> AsyncIterator[Services]:
     """Everything that needs the database, while it is needed."""
-    root, where = secret(settings), anchor(settings)
+    root, outside = secret(settings), open_anchor(anchor(settings))
     pool = await db.connect(database_url, size=settings.pool)
-    ledgers, devices = Ledgers(pool, root), Devices(root)
+    ledgers, devices = Ledgers(pool, root, vault=Vault(root, key_file(settings))), Devices(root)
     writer = consents.Writer(ledgers, devices)
     jwks = Jwks()
     verifier = Verifier(jwks)
@@ -88,7 +91,7 @@ async def services(settings: Settings, database_url: str) -> AsyncIterator[Servi
         yield Services(
             pool=pool,
             ledgers=ledgers,
-            publisher=Publisher(ledgers, open_anchor(where), every_s=settings.publish_s),
+            publisher=Publisher(ledgers, outside, every_s=settings.publish_s),
             mirror=Mirror(ledgers),
             keyring=keyring,
             callers=Callers(pool, ledgers, keyring, verifier),
@@ -97,6 +100,7 @@ async def services(settings: Settings, database_url: str) -> AsyncIterator[Servi
             checker=decisions.Checker(ledgers, devices),
             linker=links.Linker(ledgers, prover, challenges),
             conflicted=links.Conflicted(ledgers),
+            eraser=Eraser(ledgers, outside),
         )
     finally:
         await writer.close()
@@ -233,6 +237,11 @@ async def conflicts(made: Services, call: Call) -> bytes:
     return await made.conflicted.conflicts(call.body, call.credential)
 
 
+async def erase(made: Services, call: Call) -> bytes:
+    """See `erasures.Eraser.erase`."""
+    return await made.eraser.erase(call.body, call.credential)
+
+
 async def revoke(made: Services, call: Call) -> bytes:
     """See `callers.Callers.revoke`."""
     return await made.callers.revoke(call.body, call.credential)
@@ -297,6 +306,7 @@ ROUTES: dict[Operation, Handler] = {
     operations.LINK: link,
     operations.END: end_link,
     operations.ANNUL: annul_link,
+    operations.ERASE: erase,
     operations.REVOKE: revoke,
     operations.LOGOUT: logout,
     operations.CHECKPOINT: checkpoint,

@@ -15,6 +15,7 @@ import click
 import msgspec
 
 from consent_service import __version__, auth, db, demo, keys, log, policies, server, settings, tenants
+from consent_service.erasures import repeat
 from consent_service.errors import ConsentError, NotFound, SetupError
 from consent_service.ledger import Ledger, Ledgers, receipt, standing, turns
 from consent_service.ledger.anchor import Anchor, open_anchor
@@ -24,6 +25,7 @@ from consent_service.ledger.publish import Publisher
 from consent_service.ledger.trust import MAX_TRUST, Trust, trusting
 from consent_service.policies import store
 from consent_service.settings import Settings
+from consent_service.vault import Vault
 
 Result = TypeVar("Result")
 
@@ -312,11 +314,12 @@ def _for_ledger(
     async def run(url: str, root: bytes) -> Result:
         await db.migrate(url)
         async with await db.connect(url, size=2) as pool, db.connection(pool) as connection:
-            await tenants.demand_secret(connection, root)
+            vault = Vault(root, settings.key_file(chosen))
+            await tenants.demand_secrets(connection, root, vault)
             log_id = await tenants.find(connection, slug) if slug.isascii() else None
             if log_id is None:
                 raise NotFound("There is no such tenant. `consent policy apply` makes one from its policy.")
-            ledgers, outside = Ledgers(pool, root), open_anchor(settings.anchor(chosen))
+            ledgers, outside = Ledgers(pool, root, vault=vault), open_anchor(settings.anchor(chosen))
             await Publisher(ledgers, outside).examine(log_id)
             return await work(InReach(connection, ledgers.of(log_id), outside, root))
 
@@ -384,15 +387,15 @@ def recover_ledger(tenant: str, yes: bool, as_json: bool, data: str | None, data
     if not yes and not as_json:
         click.confirm("Entries that were signed, and for which people hold receipts, are lost then. Go on?", abort=True)
 
-    async def turn(reach: InReach) -> turns.Recovered:
-        return await turns.recover(reach.connection, reach.ledger, tenant, reach.anchor)
+    async def turn(reach: InReach) -> tuple[turns.Recovered, int]:
+        made = await turns.recover(reach.connection, reach.ledger, reach.anchor)
+        repeated = 0 if reach.anchor is None else await repeat(reach.connection, reach.ledger, reach.anchor)
+        return made, repeated
 
-    made = _for_ledger(tenant, data, database_url, turn)
-    _tell(
-        as_json,
-        made,
-        f"The ledger goes on as {made.origin}, from {made.kept} entries; {made.lost} or more are lost.",
-    )
+    made, repeated = _for_ledger(tenant, data, database_url, turn)
+    text = f"The ledger goes on as {made.origin}, from {made.kept} entries; {made.lost} or more are lost."
+    again = f"\nErased once more: {repeated} people." if repeated else ""
+    _tell(as_json, {**msgspec.structs.asdict(made), "erasures_repeated": repeated}, text + again)
 
 
 @consent.command("verify")
@@ -472,7 +475,7 @@ async def _prepare(url: str, root: bytes, chosen: Settings) -> None:
     await db.migrate(url)
     async with await db.connect(url, size=2) as pool:
         async with db.connection(pool) as connection:
-            await tenants.demand_secret(connection, root)
+            await tenants.demand_secrets(connection, root, Vault(root, settings.key_file(chosen)))
         await Publisher(Ledgers(pool, root), open_anchor(settings.anchor(chosen))).examine_all()
 
 

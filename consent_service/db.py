@@ -36,6 +36,8 @@ COLLISION = asyncpg.UniqueViolationError
 
 APP = "consent_app"
 """The role that the service works as: it owns nothing, and row-level security shows it one tenant at a time."""
+ERASE = "consent_erase"
+"""The role that may remove what was recorded of a person, by transaction."""
 
 
 class Query:
@@ -223,7 +225,7 @@ async def migrate(url: str) -> list[str]:
     async with await connect(url, size=1, role=None) as pool, connection(pool) as session:
         if not _missing(await _applied(session)):  # whoever may not change the schema may still serve
             return []
-        await _make_role(session)
+        await _make_roles(session)
         await _make_migration_table(session)
         async with session.transaction():
             await session.execute("LOCK TABLE migration IN ACCESS EXCLUSIVE MODE")
@@ -261,8 +263,8 @@ def _missing(done: dict[int, str]) -> dict[int, tuple[str, str]]:
     return {version: known[version] for version in sorted(known.keys() - done)}
 
 
-async def _make_role(session: Connection) -> None:
-    """The role of the service, and the right to work as it. Roles belong to the server, migrations to one database.
+async def _make_roles(session: Connection) -> None:
+    """The roles of the service, and the right to work as them. They belong to the server, migrations to one database.
 
     Raises:
         SetupError: we may not make it; says what an administrator has to run.
@@ -271,20 +273,22 @@ async def _make_role(session: Connection) -> None:
     try:
         for _ in range(5):
             try:
-                if not await session.fetchval("SELECT true FROM pg_roles WHERE rolname = $1", APP):
-                    await session.execute(f"CREATE ROLE {APP} NOLOGIN")
-                if not await session.fetchval("SELECT pg_has_role($1, 'MEMBER')", APP):
-                    await session.execute(f"GRANT {APP} TO CURRENT_USER")
+                for role in (APP, ERASE):
+                    if not await session.fetchval("SELECT true FROM pg_roles WHERE rolname = $1", role):
+                        await session.execute(f"CREATE ROLE {role} NOLOGIN")
+                    if not await session.fetchval("SELECT pg_has_role($1, 'MEMBER')", role):
+                        await session.execute(f"GRANT {role} TO CURRENT_USER")
             except (asyncpg.UniqueViolationError, asyncpg.DuplicateObjectError, asyncpg.InternalServerError):
                 await asyncio.sleep(0.05)  # another starter makes it at this moment
             else:
                 return
     except asyncpg.InsufficientPrivilegeError:
         raise SetupError(
-            f'The role {APP} is missing, or "{user}" may not work as it. An administrator of the database server runs '
-            f'once: CREATE ROLE {APP} NOLOGIN; GRANT {APP} TO "{user}";'
+            f'The roles {APP} and {ERASE} are missing, or "{user}" may not work as them. An administrator of the '
+            f"database server runs once: CREATE ROLE {APP} NOLOGIN; CREATE ROLE {ERASE} NOLOGIN; "
+            f'GRANT {APP}, {ERASE} TO "{user}";'
         ) from None
-    raise SetupError(f"The role {APP} could not be made. Start again.")
+    raise SetupError(f"The roles {APP} and {ERASE} could not be made. Start again.")
 
 
 async def _make_migration_table(session: Connection) -> None:

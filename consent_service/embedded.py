@@ -56,11 +56,13 @@ CREATE ROLE consent LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE;
 ALTER ROLE consent SET log_error_verbosity = terse;
 ALTER ROLE consent SET log_min_error_statement = panic;
 CREATE ROLE consent_app NOLOGIN;
-GRANT consent_app TO consent;
+CREATE ROLE consent_erase NOLOGIN;
+GRANT consent_app, consent_erase TO consent;
+GRANT pg_checkpoint TO consent;
 CREATE ROLE consent_worker LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE;
 ALTER ROLE consent_worker SET log_error_verbosity = terse;
 ALTER ROLE consent_worker SET log_min_error_statement = panic;
-GRANT consent_app TO consent_worker;
+GRANT consent_app, consent_erase TO consent_worker;
 CREATE DATABASE consent OWNER consent;
 """
 
@@ -294,6 +296,7 @@ class Embedded:
             "unix_socket_permissions": "0700",
             "fsync": "on",
             "restart_after_crash": "off",
+            "wal_recycle": "off",  # a file of the log of changes that is done with is removed, with what was erased
             "hot_standby": "off",  # a restored backup that is still catching up is not ready
             "logging_collector": "off",
             "log_destination": "stderr",

@@ -63,6 +63,10 @@ class NotFound(ConsentError):
     """There is nothing here. Compare the address with those in /openapi.json."""
 
 
+class Erased(ConsentError):
+    """What was recorded under this key has been erased since. Choose a new key for a new act."""
+
+
 class RevisionAhead(ConsentError):
     """`at_least` names a revision that this ledger has not reached. Check the tenant and send the `rev` you got."""
 

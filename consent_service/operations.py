@@ -1,6 +1,6 @@
 """Every operation that there is: who may call it, with what, for what answer. Handlers are in `app`."""
 
-from consent_service import consents, decisions, links
+from consent_service import consents, decisions, erasures, links
 from consent_service.auth import MAX_TOKEN
 from consent_service.callers import LogoutForm, RevokeBody, Revoked
 from consent_service.guard import Operation
@@ -70,6 +70,11 @@ CONFLICTS = Operation(
     summary="What linked identifiers said differently, and nobody has resolved yet.",
     body=links.ConflictsBody, answer=links.Conflicts,
 )  # fmt: skip
+ERASE = Operation(
+    method="POST", path="/v1/subjects/erase", id="eraseSubject", tag="subjects", scopes=frozenset({"requests:approve"}),
+    summary="Erase a person for ever, with everything that belongs to the same account; or tell what would go.",
+    body=erasures.EraseBody, answer=erasures.Erased,
+)  # fmt: skip
 REVOKE = Operation(
     method="POST", path="/v1/tokens/revoke", id="revokeToken", tag="tokens",
     scopes=frozenset({"keys", "requests:approve"}),
@@ -112,6 +117,6 @@ DESCRIPTION = Operation(
 )  # fmt: skip
 
 ALL = (
-    RECORD, DEVICE, CHECK, CHECKS, STATE, HISTORY, LINKS, CONFLICTS, CHALLENGE, LINK, END, ANNUL, REVOKE, LOGOUT,
+    RECORD, DEVICE, CHECK, CHECKS, STATE, HISTORY, LINKS, CONFLICTS, CHALLENGE, LINK, END, ANNUL, ERASE, REVOKE, LOGOUT,
     CHECKPOINT, TILE, LIVE, READY, METRICS, DOCS, DESCRIPTION,
 )  # fmt: skip

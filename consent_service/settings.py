@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from consent_service import decode
+from consent_service import decode, vault
 from consent_service.errors import Invalid, SetupError
 
 MIN_SECRET = 32
@@ -34,6 +34,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     secret: Annotated[str, Meta(min_length=MIN_SECRET)] | None = None
     """What credentials and identifiers are hashed with, at least 32 characters; made in `data` unless DATABASE_URL is
     set."""
+    key_file: Annotated[str, Meta(min_length=1)] | None = None
+    """File with the key-encryption keys, which wrap what personal data is sealed by: the same one on all hosts, never
+    beside the database's backups. Unset: one made in `data`, or with DATABASE_URL a key that follows from `secret`, and
+    then an erasure cannot reach into older backups."""
     host: str = "127.0.0.1"
     """The address to listen on."""
     port: Annotated[int, Meta(ge=0, le=65_535)] = 8080
@@ -154,6 +158,19 @@ def secret(settings: Settings) -> bytes:
     if len(kept) < MIN_SECRET:
         raise SetupError(f"{file} holds less than the {MIN_SECRET} characters of a root secret. Give back the file.")
     return kept.encode()
+
+
+def key_file(settings: Settings) -> Path | None:
+    """The file with the key-encryption keys, made where it is missing; None: they follow from the root secret."""
+    if settings.key_file is None and settings.database_url is not None:
+        return None
+    file = Path(settings.data) / "key-encryption-keys" if settings.key_file is None else Path(settings.key_file)
+    if not file.exists():
+        try:
+            keep(file, vault.new_key().hex() + "\n")
+        except OSError as error:
+            raise SetupError(f"The key file {file} cannot be made: {error.strerror}.") from None
+    return file
 
 
 def anchor(settings: Settings) -> str | None:

@@ -1,6 +1,6 @@
 """The consent state: what remains of a person's records once only the current ones count.
 
-A state row belongs to one identifier × purpose × channel × contact × recipient and has one of eight slots. In each slot
+A state row belongs to one identifier × purpose × channel × contact × recipient and has one of nine slots. In each slot
 and evidence grade the record with the latest `occurred_at` stands; nothing is ever merged across slots. The fold is
 therefore commutative, associative and idempotent: records may arrive in any order, from any edge, more than once, and
 the rows come out the same. What the rows *mean* together is for `decisions.decide` alone.
@@ -49,6 +49,8 @@ class Slot:
     """A grant by an express statement: a mere click, however late, takes nothing from it."""
     GUARDIAN: Final = 7
     """A grant that a guardian gave for a child: what the child clicks takes nothing from it."""
+    TOMBSTONE: Final = 8
+    """What an erasure left: nobody said it, and it says nothing but that direct marketing stays off for a time."""
 
 
 SLOT: dict[str, int] = {
@@ -65,12 +67,15 @@ SLOT: dict[str, int] = {
     "restriction_lifted": Slot.RESTRICTION,
 }
 
+TOMBSTONE: Final = "suppressed"
+"""The status of that row."""
+
 # On equal times the status that permits less stands.
 _CAUTION: dict[str, int] = {
     status: rank
     for rank, status in enumerate(
         ("given", "renewed", "confirmed", "requested", "applies", "restriction_lifted", "ceased", "refused",
-         "withdrawn", "objected", "restricted")
+         "withdrawn", "objected", "restricted", TOMBSTONE)
     )
 }  # fmt: skip
 
@@ -104,10 +109,11 @@ class State(msgspec.Struct, frozen=True, gc=False):
     """The links (16 bytes each) that carried a no here from another identifier, or that of the guardian who agreed;
     b"" for what was said here."""
     status: Status
+    """Of a tombstone `suppressed`, which nobody can say."""
     occurred_at: datetime
     recorded_at: datetime
     expires_at: datetime | None
-    """End of a grant as promised when it was given."""
+    """End of a grant as promised when it was given; of a tombstone."""
     notice: str
     """The notice that was shown; "", 0 and "" where none was."""
     notice_version: int

@@ -14,6 +14,7 @@ from consent_service.errors import Invalid, SetupError
 from consent_service.ledger import Tip, append, lock_head, read_head
 from consent_service.ledger.entry import NoticePublished, PolicyApplied, system
 from consent_service.policies import Change, Policy, plan, store
+from consent_service.vault import Vault
 
 
 class LogId(msgspec.Struct, frozen=True):
@@ -23,9 +24,11 @@ class LogId(msgspec.Struct, frozen=True):
 
 
 class Check(msgspec.Struct, frozen=True):
-    """What tells whether a root secret is the right one."""
+    """What tells whether root secret and key-encryption keys are the right ones."""
 
     secret_check: bytes
+    kek: bytes
+    """Name of a key-encryption key that must be there."""
 
 
 class Plan(NamedTuple):
@@ -62,19 +65,26 @@ _KEEP_CHECK = db.execute("ledger", "keep_check")
 _READ_CHECK = db.one("ledger", "read_check", Check)
 
 
-async def demand_secret(connection: db.Connection, secret: bytes) -> None:
-    """Refuse a root secret that is not the one which the database was filled under: nothing would be found any more.
+async def demand_secrets(connection: db.Connection, secret: bytes, vault: Vault) -> None:
+    """Refuse a root secret or key-encryption keys that are not those which the database was filled under.
+
+    Nothing would be found any more, or could be read.
 
     Raises:
-        SetupError: it is another one.
+        SetupError: they are others.
     """
     check = hmac.digest(secret, b"ca/v1 check", "sha256")
-    await _KEEP_CHECK(connection, check)
+    await _KEEP_CHECK(connection, check, vault.current)
     row = await _READ_CHECK(connection)
     if row is None or not hmac.compare_digest(row.secret_check, check):
         raise SetupError(
             "The root secret is not the one that this database was filled under. Give back the file `secret` of the "
             "data folder, or CONSENT_SECRET as it was; or use another database."
+        )
+    if not vault.knows(row.kek):
+        raise SetupError(
+            "The key-encryption keys are not those that this database was filled under. Give back the file "
+            "`key-encryption-keys` of the data folder, or the one that CONSENT_KEY_FILE named."
         )
 
 

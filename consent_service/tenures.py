@@ -230,7 +230,7 @@ def _counts(member: Member, row: State) -> bool:
     if member.shared:
         in_tenure = row.tenure == member.member_tenure if member.member_tenure else row.tenure > member.base
         return in_tenure and speaks_for(member, row)
-    return row.tenure > member.base or row.status in CARRIED
+    return row.tenure > member.base or row.status in CARRIED or row.slot == Slot.TOMBSTONE
 
 
 def speaks_for(member: Member, row: State) -> bool:

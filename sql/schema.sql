@@ -5,7 +5,7 @@
 -- No triggers, no sequences, no advisory locks, no foreign keys across ledgers.
 --
 -- The service works as the role consent_app, which owns nothing: row-level security shows it one tenant at a time, and
--- the grants at the end say what it may do at all.
+-- the grants at the end say what it may do at all. To erase somebody it becomes consent_erase for one transaction.
 
 CREATE TABLE migration (
     version    integer     PRIMARY KEY,
@@ -24,7 +24,8 @@ CREATE TABLE tenant (
 -- What is true of all tenants: one row.
 CREATE TABLE deployment (
     id           integer PRIMARY KEY CHECK (id = 1),
-    secret_check bytea   NOT NULL                    -- tells whether a root secret is the one that everything rests on
+    secret_check bytea   NOT NULL,                   -- tells whether a root secret is the one that everything rests on
+    kek          bytea   NOT NULL                    -- name of the key-encryption key in use
 );
 
 -- One row per ledger; every entry moves it. `size` is the next index: gap-free, in commit order.
@@ -192,6 +193,22 @@ CREATE TABLE erased (
 );
 CREATE INDEX erased_erasure ON erased (log_id, erasure, idx);
 
+-- Proof that outlives an erasure for a time, because a law says so (such as UWG section 7a): single entries, opened, each
+-- sealed by a key of its own. Of the role consent_erase alone.
+CREATE TABLE hold (
+    log_id     integer     NOT NULL,
+    idx        bigint      NOT NULL,                 -- place of the entry in the ledger
+    erasure    uuid        NOT NULL,
+    identifier bytea       NOT NULL,                 -- keyed hash, as it was: by this an authority's question is answered
+    event      uuid        NOT NULL,
+    until      timestamptz NOT NULL,
+    key        bytea       NOT NULL,                 -- wrapped by the key-encryption key
+    opening    bytea       NOT NULL,                 -- sealed
+    PRIMARY KEY (log_id, idx)
+);
+CREATE INDEX hold_identifier ON hold (log_id, identifier);
+CREATE INDEX hold_until ON hold (log_id, until);
+
 -- What happened to a person: one act (one call) is one event, and one entry of the ledger. What was said or done stands
 -- in the payload, sealed; beside it what queries need.
 CREATE TABLE event (
@@ -289,6 +306,8 @@ ALTER TABLE erasure ENABLE ROW LEVEL SECURITY;
 CREATE POLICY one_tenant ON erasure USING (log_id = current_setting('consent.log_id')::integer);
 ALTER TABLE erased ENABLE ROW LEVEL SECURITY;
 CREATE POLICY one_tenant ON erased USING (log_id = current_setting('consent.log_id')::integer);
+ALTER TABLE hold ENABLE ROW LEVEL SECURITY;
+CREATE POLICY one_tenant ON hold USING (log_id = current_setting('consent.log_id')::integer);
 ALTER TABLE event ENABLE ROW LEVEL SECURITY;
 CREATE POLICY one_tenant ON event USING (log_id = current_setting('consent.log_id')::integer);
 ALTER TABLE consent_state ENABLE ROW LEVEL SECURITY;
@@ -308,8 +327,13 @@ CREATE POLICY one_tenant ON tenant FOR UPDATE USING (log_id = current_setting('c
 
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO consent_app;
 GRANT INSERT ON ALL TABLES IN SCHEMA public TO consent_app;
-REVOKE INSERT ON migration, tenant FROM consent_app;
+REVOKE INSERT ON migration, tenant, erasure, erased, hold FROM consent_app;
+REVOKE SELECT ON hold FROM consent_app;
 GRANT INSERT (log_id, slug) ON tenant TO consent_app;
 -- Entries, tiles and events may be added, and neither changed nor removed.
 GRANT UPDATE ON tenant, ledger_head, checkpoint, credential, revocation, strand, link, consent_state TO consent_app;
 GRANT DELETE ON revocation, consent_state, conflict TO consent_app;
+-- Whoever erases may remove events and all that seals them, and neither entries nor tiles.
+GRANT SELECT, DELETE ON event, strand, contact, consent_state, link, conflict, hold TO consent_erase;
+GRANT SELECT, INSERT ON erasure, erased, hold, consent_state TO consent_erase;
+GRANT SELECT, UPDATE ON idempotency, consent_state TO consent_erase;

@@ -94,6 +94,7 @@ def access(word: str, issuer: str = LOGIN, **more: Any) -> str:
 ADA = {"type": "login", "id": f"{LOGIN}|ada"}
 BOB = {"type": "login", "id": f"{LOGIN}|bob"}
 KIM = {"type": "login", "id": "kim"}
+GONE = {"type": "login", "id": "gone"}
 PHONE = {"type": "phone", "id": "+49 30 23125 042"}
 DRONE = {"type": "asset", "id": "SN-1"}
 HOME = {"type": "household", "id": "home"}
@@ -357,6 +358,7 @@ async def furnish(world: World, me: Tenant) -> None:
     await record("order-2", ADA, said(disputed, "refused"))
     await record("order-3", PHONE, said(disputed, "given"))
     await record("order-4", HOME, said("share.partner", at_home))
+    await record("order-6", GONE, said(disputed, "given"))
     onboarding = {"id": "drone-onboarding", "version": 1, "language": "en"}
     await record("order-5", DRONE, said("telemetry.drone", "given", "device"), notice=onboarding)
     for device in (me.device, me.spare):
@@ -378,6 +380,9 @@ BY_HAND = (
     "INSERT INTO checkpoint (log_id, epoch, size, note, published_at) VALUES ($1, 1, 1, 'x', now())",
     """INSERT INTO erasure (log_id, erasure, idx, reason, salt, events, erased_at)
        VALUES ($1, '01a20040-0000-7000-8000-000000000001', 1, 'request', 'x', 1, now())""",
+    """INSERT INTO hold (log_id, idx, erasure, identifier, event, until, key, opening)
+       VALUES ($1, 0, '01a20040-0000-7000-8000-000000000001', 'x', '01a20040-0000-7000-8000-000000000001', now(),
+               'x', 'x')""",
     "INSERT INTO erased (log_id, idx, erasure) VALUES ($1, 0, '01a20040-0000-7000-8000-000000000001')",
 )
 
@@ -492,6 +497,10 @@ def others(me: Tenant, them: Tenant, caller: str) -> dict[str, list[Sent]]:
     ended = signed("logout+jwt", LOGIN, f"shop-{me.word}", sub="bob", events={verify.LOGOUT: {}})
     revoked = [{"issuer": LOGIN, "jti": f"person-{them.word}"}, {"issuer": f"https://{them.word}.example", "jti": "x"}]
     return {
+        "eraseSubject": [
+            *(Sent({"subject": one, "dry_run": True}) for one in (ADA, named(me.device), named(them.device))),
+            Sent({"subject": GONE}),
+        ],
         "revokeToken": [*map(Sent, revoked)],
         "backChannelLogout": [Sent(f"logout_token={ended}".encode()), Sent(b"logout_token=a.b.c")],
         "metrics": [Sent()] if caller in ("nobody", "service", "person") else [],  # takes its time
@@ -540,7 +549,7 @@ class Run:
         headers = [one for one in answer.headers if one[0] != "content-length"]
         # Metrics count what went before; an entry has the length of its time.
         body = "" if operation.id in ("metrics", "readTile") and answer.status == 200 else answer.body
-        if answer.status == 200 and operation.id in ("readState", "readConflicts"):
+        if answer.status == 200 and operation.id in ("readState", "readConflicts", "eraseSubject"):
             body = msgspec.json.encode(ordered(answer.json())).decode()
         self.answers[label] = (answer.status, headers, body if operation.tag == "operation" else self.masked(body))
 
@@ -840,9 +849,13 @@ async def test_control_every_condition_is_felt(
 REFUSED = asyncpg.InsufficientPrivilegeError
 
 
+OF_ERASURE = {"erasure", "erased", "hold"}
+"""Tables that only the role which erases may write."""
+
+
 async def owned(world: World) -> set[str]:
-    """Tables of which a tenant has rows of its own."""
-    return set(await world.tables()) - SHARED
+    """Tables of which a tenant has rows of its own, and that the service works with."""
+    return set(await world.tables()) - SHARED - OF_ERASURE
 
 
 async def test_the_service_works_as_a_role_without_powers(world: World, services: app.Services) -> None:
@@ -871,6 +884,38 @@ async def test_a_connection_sees_the_rows_of_one_tenant(world: World) -> None:
             assert seen is not None
             assert 0 < there["own"] < there["every"], f"there is something to see in {table}"
             assert (seen["own"], seen["every"]) == (there["own"], there["own"]), table
+
+
+async def test_whoever_erases_sees_and_erases_the_rows_of_one_tenant(world: World) -> None:
+    mine, theirs = world.tenants["heron"].log_id, world.tenants["kestrel"].log_id
+    before = await world.rows(f"log_id = {theirs}")
+    async with db.connection(world.made.pool, mine) as connection:
+        for table in OF_ERASURE:
+            with pytest.raises(REFUSED):
+                await connection.execute(f"DELETE FROM {table}")
+        with pytest.raises(REFUSED):
+            await connection.execute("SELECT FROM hold")
+        transaction = connection.transaction()
+        await transaction.start()
+        await connection.execute("SET LOCAL ROLE consent_erase")
+        for table in OF_ERASURE | {"event", "strand", "contact", "consent_state", "link", "conflict"}:
+            assert await connection.fetchval(f"SELECT count(*) FROM {table} WHERE log_id <> $1", mine) == 0
+        for table in ("hold", "event", "strand", "contact", "consent_state", "link", "conflict"):
+            assert await connection.fetchval(f"WITH d AS (DELETE FROM {table} RETURNING 1) SELECT count(*) FROM d") > 0
+        for never in ("DELETE FROM ledger_entry", "DELETE FROM erased", "UPDATE erasure SET reason = ''",
+                      "UPDATE ledger_head SET size = 0", "SELECT FROM credential"):  # fmt: skip
+            async with expecting(connection):
+                await connection.execute(never)
+        await transaction.rollback()
+    assert await world.rows(f"log_id = {theirs}") == before
+
+
+@asynccontextmanager
+async def expecting(connection: Any) -> AsyncIterator[None]:
+    """A refusal, after which the transaction goes on."""
+    with pytest.raises(REFUSED):
+        async with connection.transaction():
+            yield
 
 
 async def test_a_connection_writes_the_rows_of_one_tenant(world: World) -> None:
@@ -1221,6 +1266,7 @@ def ending(v: Victim, means: Means) -> dict[str, list[Sent]]:
     return {
         "endLink": [Sent({"proof": means.proof}, link) for link in v.links.values()],
         "annulLink": [Sent({"reason": "it suits me"}, link) for link in v.links.values()],
+        "eraseSubject": [Sent({"subject": v.by("email"), "dry_run": False})],
         "revokeToken": [Sent({"issuer": LOGIN, "jti": v.name})],
         "backChannelLogout": [Sent(f"logout_token={token}".encode()) for token in means.logouts],
     }
@@ -1289,8 +1335,8 @@ OTHERS: dict[str, Callable[[Foe], str | None]] = {
 """With the genuine proof of the victim's device, which is of no use without a key for it."""
 MAY: dict[str, dict[str, str]] = {
     "linker": {"endLink": "checks|readState|readLinks"},
-    "dpo": {"annulLink": "readLinks", "revokeToken": "token"},
-    "admin": {"annulLink": "readLinks", "revokeToken": "token"},
+    "dpo": {"annulLink": "readLinks", "eraseSubject": "checks|readState|readHistory", "revokeToken": "token"},
+    "admin": {"annulLink": "readLinks", "eraseSubject": "checks|readState|readHistory", "revokeToken": "token"},
 }
 """What a credential is for, by operation: what is answered otherwise afterwards. One officer asks for an annulment."""
 
@@ -1377,10 +1423,11 @@ async def test_somebody_elses_log_in_changes_nothing(
     assert await attack(world, demo_policy, scenes, eve, forged(foe.v, PROOFS[name](foe))) == {}
 
 
-RIGHT = {"mintDevice": "publishable", "annulLink": "dpo", "revokeToken": "admin", "backChannelLogout": "nobody",
+RIGHT = {"mintDevice": "publishable", "annulLink": "dpo", "eraseSubject": "dpo", "revokeToken": "admin",
+         "backChannelLogout": "nobody",
          "readState": "dpo", "readHistory": "dpo", "readLinks": "dpo", "readConflicts": "dpo"}  # fmt: skip
 """Who may call what; else the service."""
-CHANGING = ("recordConsents", "link", "endLink", "annulLink", "revokeToken", "backChannelLogout")
+CHANGING = ("recordConsents", "link", "endLink", "annulLink", "eraseSubject", "revokeToken", "backChannelLogout")
 
 
 @pytest.mark.parametrize("operation", [one for one in operations.ALL if one.method != "GET"], ids=lambda one: one.id)

@@ -512,6 +512,7 @@ NEW = {
     "reask_after_refusal": Duration(months=1),
     "reuse": Duration(seconds=300),
     "retention": Retention(period=Duration(months=1), after="collection", reason={"en": "x"}),
+    "proof_kept": Duration(months=60),
     "evidence": "login",
     "age": AgeRule(minimum=18, age_unknown="deny"),
     "required_notice": {"account": 2},

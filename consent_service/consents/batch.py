@@ -17,7 +17,7 @@ from consent_service.consents.model import Shown
 from consent_service.consents.prepare import Act, Prepared
 from consent_service.consents.receipts import Earlier, told
 from consent_service.decisions import Ask, decide, open_conflicts
-from consent_service.errors import ConsentError, FieldError, Invalid, KeyReused
+from consent_service.errors import ConsentError, Erased, FieldError, Invalid, KeyReused
 from consent_service.ledger import Growth, Head, Ledger, Log, Opening, Revision, issue
 from consent_service.ledger.entry import tag
 from consent_service.ledger.tree import Frontier, leaf_hash
@@ -121,6 +121,8 @@ class Batch:
         if (before := self.answered.get(key)) is not None:
             return before[1] if before[0] == act.body_hash else KeyReused()
         if known.body is not None:
+            if known.answer_key is None:
+                return Erased()
             return Earlier(act.identifier, known) if known.body == act.body_hash else KeyReused()
         if act.policy_version != self.head.policy:
             return PolicyMoved()

@@ -20,7 +20,7 @@ from consent_service.devices import Devices, cookie
 from consent_service.errors import Frozen, Invalid, KeyMissing, KeyReused, NotFound
 from consent_service.ledger import OLDER, Batcher, Head, Ledger, Ledgers, PerLedger, group_commit, lock_head, read_head
 from consent_service.ledger.note import Checkpoint
-from consent_service.policies import Policy
+from consent_service.policies import GRADES, Policy
 from consent_service.states import RESTRICTIVE, Standing
 from consent_service.tenures import Member, find
 
@@ -45,6 +45,7 @@ class Written(msgspec.Struct, frozen=True):
     """1, or 0 where the ledger had changed."""
 
 
+_IMPORTED = GRADES.index("imported")
 _MINTED = msgspec.json.Encoder()
 _READ_ANSWER = db.one("consents", "read_answer", AnswerRow)
 _READ_BATCH = db.headed("consents", "read_batch", Head, BatchRow)
@@ -203,7 +204,8 @@ class _Book:
         head, known = found[0], [row for (row,) in found[1]]
         if head.frozen is not None:
             raise Frozen(head.frozen)
-        returning = {act.identifier: act for act, row in zip(acts, known, strict=True) if row.tenure}
+        # Whoever is new here has nothing that stands; but a list that is read in may name somebody who was erased.
+        returning = {a.identifier: a for a, row in zip(acts, known, strict=True) if row.tenure or a.grade == _IMPORTED}
         members: dict[bytes, list[Member]] = {}
         standing: dict[bytes, Standing] = {}
         if returning:

@@ -92,8 +92,8 @@ def decide(policy: Policy, states: Sequence[State], ask: Ask, now: datetime, tie
     purpose = policy.purposes.get(ask.purpose)
     if purpose is None:
         return _deny("unknown_purpose", "purpose")
-    question = _Question(policy, purpose, states, ask, now, ties)
-    decision = question.group() or question.restriction() or question.objection() or question.basis()
+    walk = _Question(policy, purpose, states, ask, now, ties)
+    decision = walk.group() or walk.restriction() or walk.objection() or walk.suppression(states) or walk.basis()
     if ties.until is not None and _later(decision.valid_until, ties.until):
         return msgspec.structs.replace(decision, valid_until=ties.until)
     return decision
@@ -279,6 +279,22 @@ class _Question:
             return None
         self.by_consent = self._consent().allow
         return None if self.by_consent else _deny(_said(latest), "objection", latest)
+
+    def suppression(self, states: Sequence[State]) -> Decision | None:
+        """After an erasure direct marketing stays off until a fresh opt-in, which no import is, or until its end."""
+        if not self.purpose.direct_marketing:
+            return None
+        stones = [state for state in states if state.slot == Slot.TOMBSTONE]
+        standing = [stone for stone in stones if stone.expires_at is None or self.now < stone.expires_at]
+        if not standing:
+            return None
+        latest = max(stone.recorded_at for stone in standing)
+        self.grants = [grant for grant in self.grants if grant.grade and grant.recorded_at > latest]
+        self.by_consent = True
+        if self.grants:
+            return None
+        ends = [stone.expires_at for stone in standing if stone.expires_at is not None]
+        return _deny("suppressed", "suppression", until=max(ends) if len(ends) == len(standing) else None)
 
     def basis(self) -> Decision:
         """The legal basis, and consent for reaching into the person's device where the purpose does (TDDDG 25)."""

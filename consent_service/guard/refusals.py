@@ -36,6 +36,7 @@ KINDS: dict[type[ConsentError], _Kind] = {
     errors.TooSlow: _Kind(408, "too-slow"),
     errors.RevisionAhead: _Kind(409, "revision-ahead"),
     errors.Taken: _Kind(409, "taken"),
+    errors.Erased: _Kind(410, "erased"),
     errors.TooLarge: _Kind(413, "too-large"),
     errors.WrongMediaType: _Kind(415, "wrong-media-type"),
     errors.Invalid: _Kind(422, "invalid"),

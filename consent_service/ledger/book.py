@@ -27,6 +27,15 @@ class OriginRow(msgspec.Struct, frozen=True):
     origin: str
 
 
+class SlugRow(msgspec.Struct, frozen=True):
+    """A tenant."""
+
+    log_id: int
+    slug: str
+
+
+READ_SLUGS = db.many("ledger", "read_slugs", SlugRow)
+_READ_SLUG = db.one("ledger", "read_slug", SlugRow)
 _READ_ORIGIN = db.one("ledger", "read_origin", OriginRow)
 
 
@@ -53,6 +62,7 @@ class Ledger:
     def __init__(self, pool: db.Pool, policies: Policies, secret: bytes, vault: Vault, log_id: int) -> None:
         self._pool = pool
         self._secret = secret
+        self._slug: str | None = None
         self._logs: dict[tuple[int, int, int], Log] = {}
         self.policies = policies
         self.vault = vault
@@ -64,6 +74,14 @@ class Ledger:
     def connection(self) -> AbstractAsyncContextManager[db.Connection]:
         """A connection that sees this tenant's rows and no others."""
         return db.connection(self._pool, self.log_id)
+
+    async def slug(self, connection: db.Connection) -> str:
+        """The tenant's name, by which places outside the database know the ledger."""
+        if self._slug is None:
+            row = await _READ_SLUG(connection, self.log_id)
+            assert row is not None, "whoever has a ledger is a tenant"  # noqa: S101 -- an invariant of the schema
+            self._slug = row.slug
+        return self._slug
 
     async def log(self, connection: db.Connection, head: Head) -> Log:
         """How the ledger signs."""
@@ -77,11 +95,13 @@ class Ledger:
 class Ledgers:
     """Every ledger, by its number."""
 
-    def __init__(self, pool: db.Pool, secret: bytes, policies: Policies | None = None) -> None:
+    def __init__(
+        self, pool: db.Pool, secret: bytes, policies: Policies | None = None, vault: Vault | None = None
+    ) -> None:
         self._pool = pool
         self._secret = secret
         self._policies = policies or Policies()
-        self._vault = Vault(secret)
+        self._vault = vault or Vault(secret)
         self._made: dict[int, Ledger] = {}
 
     def connection(self) -> AbstractAsyncContextManager[db.Connection]:

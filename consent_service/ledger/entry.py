@@ -11,6 +11,7 @@ from __future__ import annotations
 import hmac
 from datetime import datetime
 from typing import Literal, TypeAlias
+from uuid import UUID
 
 import msgspec
 
@@ -83,7 +84,32 @@ class Ruptured(_System, frozen=True, tag="rupture"):
     lost_origin: str
 
 
-SystemEvent: TypeAlias = PolicyApplied | NoticePublished | KeyChanged | LogKeyChanged | Ruptured
+ErasureReason = Literal["request", "retention"]
+
+
+class ErasureMade(_System, frozen=True, tag="erasure"):
+    """What certain entries say was made unreadable for ever; which, says a list that travels with exports."""
+
+    erasure: UUID
+    reason: ErasureReason
+    by: str
+    """Keyed hash (hex) of the credential; empty where it was due."""
+    events: int
+    held: int
+    """How many of them are kept under lock until a date, because a law says so."""
+    sha256: str
+    """Of a salt and each entry's index (u64), ascending."""
+
+
+class KeysRewrapped(_System, frozen=True, tag="rewrap"):
+    """The keys of all strands were wrapped by another key-encryption key; the one before is destroyed."""
+
+    strands: int
+
+
+SystemEvent: TypeAlias = (
+    PolicyApplied | NoticePublished | KeyChanged | LogKeyChanged | Ruptured | ErasureMade | KeysRewrapped
+)
 _ENCODER = msgspec.json.Encoder(order="sorted")
 _DECODER = msgspec.json.Decoder(SystemEvent)
 

@@ -20,7 +20,7 @@ from consent_service import log as logs
 from consent_service.errors import ConsentError
 from consent_service.ledger import standing, tiles
 from consent_service.ledger.anchor import Anchor, Anchored
-from consent_service.ledger.book import Ledger, Ledgers
+from consent_service.ledger.book import READ_SLUGS, Ledger, Ledgers
 from consent_service.ledger.note import Checkpoint, NoteError, read, split
 from consent_service.ledger.receipt import Log
 from consent_service.ledger.standing import Publication
@@ -29,21 +29,12 @@ _SPREAD = 0.2
 """By how much of itself an interval varies, so that processes do not all look at once."""
 
 
-class SlugRow(msgspec.Struct, frozen=True):
-    """A tenant."""
-
-    log_id: int
-    slug: str
-
-
 class ClaimRow(msgspec.Struct, frozen=True):
     """A checkpoint that is ours to publish."""
 
     size: int
 
 
-_READ_SLUGS = db.many("ledger", "read_slugs", SlugRow)
-_READ_SLUG = db.one("ledger", "read_slug", SlugRow)
 _CLAIM = db.one("ledger", "claim_checkpoint", ClaimRow)
 _SHOW = db.execute("ledger", "show_checkpoint")
 _LOG = logs.get("publisher")
@@ -84,24 +75,25 @@ class Publisher:
         """One round over all ledgers. What goes wrong with one is logged, and does not concern the others."""
         try:
             async with self._ledgers.connection() as connection:
-                tenants = await _READ_SLUGS(connection)
+                tenants = await READ_SLUGS(connection)
         except ConsentError as error:
             _LOG.warning("not_published", error=error.title())
             return
         for tenant in tenants:
             try:
-                await self.publish(tenant.log_id, tenant.slug)
+                await self.publish(tenant.log_id)
             except Exception as error:  # noqa: BLE001 -- whatever it is, the next ledger and the next round go on
                 _LOG.warning("not_published", tenant=tenant.slug, error=type(error).__name__)
 
-    async def publish(self, log_id: int, slug: str) -> bool:
+    async def publish(self, log_id: int) -> bool:
         """Publish a ledger where it has grown; whether it is published as far as it goes now."""
         ledger = self._ledgers.of(log_id)
         async with ledger.connection() as connection:
+            slug = await ledger.slug(connection)
             found = await standing.read(connection, log_id)
             if self._quiet.get(log_id) == (found.epoch, found.frontier) and found.frozen is None:
                 return True
-            log, anchored, found = await self._examine(connection, ledger, slug, found)
+            log, anchored, found = await self._examine(connection, ledger, found)
             if found.frozen is not None:
                 return False
             mine = found.checkpoint(log.origin)
@@ -124,22 +116,20 @@ class Publisher:
         """Compare a ledger with what is known of it outside the database; see `standing.settle`."""
         ledger = self._ledgers.of(log_id)
         async with ledger.connection() as connection:
-            row = await _READ_SLUG(connection, log_id)
-            assert row is not None, "whoever has a ledger is a tenant"  # noqa: S101 -- an invariant of the schema
             found = await standing.read(connection, log_id)
-            return (await self._examine(connection, ledger, row.slug, found))[2]
+            return (await self._examine(connection, ledger, found))[2]
 
     async def examine_all(self) -> None:
         """Compare all ledgers, before anybody writes."""
         async with self._ledgers.connection() as connection:
-            tenants = await _READ_SLUGS(connection)
+            tenants = await READ_SLUGS(connection)
         for tenant in tenants:
             await self.examine(tenant.log_id)
 
     async def _examine(
-        self, connection: db.Connection, ledger: Ledger, slug: str, found: Publication
+        self, connection: db.Connection, ledger: Ledger, found: Publication
     ) -> tuple[Log, Anchored | None, Publication]:
-        log = await ledger.log(connection, found)
+        log, slug = await ledger.log(connection, found), await ledger.slug(connection)
         anchored = None if self._anchor is None else await self._anchor.read(slug)
         signed = [] if ledger.signed is None else [ledger.signed]
         try:

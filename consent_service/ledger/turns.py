@@ -77,7 +77,7 @@ class Recovered(msgspec.Struct, frozen=True):
     """Entries that it had signed, and that are gone or are other ones now; at least."""
 
 
-async def recover(connection: db.Connection, ledger: Ledger, slug: str, anchor: Anchor | None) -> Recovered:
+async def recover(connection: db.Connection, ledger: Ledger, anchor: Anchor | None) -> Recovered:
     """Go on with what is there, as a new log that says what was lost.
 
     Raises:
@@ -103,6 +103,6 @@ async def recover(connection: db.Connection, ledger: Ledger, slug: str, anchor: 
     after = await standing.read(connection, ledger.log_id)
     log = await ledger.log(connection, after)
     if anchor is not None:
-        mine = after.checkpoint(log.origin)
+        mine, slug = after.checkpoint(log.origin), await ledger.slug(connection)
         await anchor.swap(slug, await anchor.read(slug), log.checkpoint(mine.size, mine.root))
     return Recovered(log.origin, epoch, after.size, kept.size, max(0, lost.size - kept.size))

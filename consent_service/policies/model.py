@@ -218,6 +218,9 @@ class Purpose(Declared, frozen=True, kw_only=True):
     reuse: Duration | None = None
     """How long a caller may go on using an allow without asking again; a withdrawal's `effective_by` includes it."""
     retention: Retention
+    proof_kept: Duration | None = None
+    """How long the proof of a consent is kept though the person is erased, because a law says so, counted from the
+    last use that it may have permitted: in Germany five years for advertising by telephone (UWG section 7a(2))."""
     evidence: Grade = "anonymous_device"
     age: AgeRule | None = None
     required_notice: dict[Slug, Annotated[int, Meta(ge=1)]] = {}
@@ -382,6 +385,8 @@ class Tenant(Declared, frozen=True, kw_only=True):
     """Namespaces of things that change hands: whoever has one next inherits nothing of what was said before."""
     cookie_domain: Annotated[str, Meta(pattern=r"^[a-z0-9.-]+$(?!\n)", max_length=253)] | None = None
     """The site on whose pages a device's token may live in a first-party cookie."""
+    suppression: Duration = Duration(months=60)
+    """How long an erased person is not advertised to without a fresh opt-in, should the address come in again."""
     public_ledger: bool = False
     """Whether everybody may read the ledger's checkpoints and tiles. They name nobody, but tell how much happens."""
 

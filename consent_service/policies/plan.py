@@ -343,6 +343,7 @@ SENTENCES: dict[str, Callable[[Purpose, Purpose], str]] = {
     "reask_after_refusal": _from_to("the rest after a refusal", "reask_after_refusal"),
     "reuse": _reuse,
     "retention": _retention,
+    "proof_kept": _from_to("how long proof outlives an erasure", "proof_kept"),
     "evidence": _evidence,
     "age": _age,
     "required_notice": _required_notice,
@@ -358,7 +359,9 @@ SENTENCES: dict[str, Callable[[Purpose, Purpose], str]] = {
 }
 """What a change of each field of a purpose means; a test sees to it that none is missing."""
 
-DESCRIPTIVE = frozenset({"name", "description", "dpv", "assessment", "required_for_service", "joint_controllers"})
+DESCRIPTIVE = frozenset({
+    "name", "description", "dpv", "assessment", "required_for_service", "joint_controllers", "proof_kept",
+})  # fmt: skip
 """Fields that no decision and no processing follows."""
 
 

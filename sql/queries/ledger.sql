@@ -13,11 +13,11 @@ FROM ledger_head
 WHERE log_id = $1;
 
 -- name: keep_check :exec
--- The first root secret is the one.
-INSERT INTO deployment (id, secret_check) VALUES (1, $1) ON CONFLICT (id) DO NOTHING;
+-- The first root secret is the one, and so is the first key-encryption key until it is rotated.
+INSERT INTO deployment (id, secret_check, kek) VALUES (1, $1, $2) ON CONFLICT (id) DO NOTHING;
 
 -- name: read_check :one
-SELECT secret_check FROM deployment;
+SELECT secret_check, kek FROM deployment;
 
 -- name: append :one
 -- Entries at the end of a ledger whose head is held.

@@ -245,7 +245,7 @@ async def ledger(demo: Demo) -> SimpleNamespace:
         counted = dict(await connection.fetch("SELECT identifier, events FROM strand"))
     finally:
         await connection.close()
-    vault = Vault((demo.data / "secret").read_text().strip().encode())
+    vault = Vault((demo.data / "secret").read_text().strip().encode(), demo.data / "key-encryption-keys")
     return SimpleNamespace(events=events, entries=entries, head=head, kept=kept, counted=counted, vault=vault)
 
 

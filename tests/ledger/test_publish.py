@@ -44,7 +44,7 @@ class Yard:
         self.publisher = Publisher(tenant.services.ledgers, anchor, every_s=0)
 
     async def publish(self) -> bool:
-        return await self.publisher.publish(self.tenant.log_id, self.tenant.slug)
+        return await self.publisher.publish(self.tenant.log_id)
 
     async def status(self) -> standing.Status:
         async with self.ledger.connection() as connection:
@@ -241,11 +241,11 @@ async def test_what_is_lost_can_be_given_up_in_a_new_epoch_that_says_so(yard: Ya
     before = await yard.status()
     async with yard.ledger.connection() as connection:
         with pytest.raises(Invalid, match="not frozen"):
-            await turns.recover(connection, yard.ledger, yard.tenant.slug, yard.anchor)
+            await turns.recover(connection, yard.ledger, yard.anchor)
     await yard.restore(backup)
     assert not await yard.publish()
     async with yard.ledger.connection() as connection:
-        made = await turns.recover(connection, yard.ledger, yard.tenant.slug, yard.anchor)
+        made = await turns.recover(connection, yard.ledger, yard.anchor)
     kept = backup.head["size"]
     assert (made.origin, made.epoch) == (f"{before.origin}/2", 2)
     assert (made.kept, made.lost, made.size) == (kept, 1, kept + 1)
@@ -276,11 +276,11 @@ async def test_a_copy_older_than_the_recovery_is_found_out_too(yard: Yard) -> No
     await yard.restore(oldest)
     assert not await yard.publish()
     async with yard.ledger.connection() as connection:
-        await turns.recover(connection, yard.ledger, yard.tenant.slug, yard.anchor)
+        await turns.recover(connection, yard.ledger, yard.anchor)
     await yard.restore(oldest)
     assert not await yard.publish()
     async with yard.ledger.connection() as connection:
-        made = await turns.recover(connection, yard.ledger, yard.tenant.slug, yard.anchor)
+        made = await turns.recover(connection, yard.ledger, yard.anchor)
     assert made.epoch == 3
     assert await yard.publish()
 
@@ -351,7 +351,7 @@ async def test_many_publishers_publish_each_checkpoint_once(yard: Yard) -> None:
     publishers = [Publisher(yard.tenant.services.ledgers, yard.anchor, every_s=0) for _ in range(4)]
     for _ in range(6):
         await asyncio.gather(*(yard.record(WEB) for _ in range(5)))
-        await asyncio.gather(*(one.publish(yard.tenant.log_id, yard.tenant.slug) for one in publishers))
+        await asyncio.gather(*(one.publish(yard.tenant.log_id) for one in publishers))
     assert await yard.publish()
     rows = await yard.owner.fetch(
         "SELECT size, note, published_at FROM checkpoint WHERE log_id = $1 ORDER BY size", yard.tenant.log_id
