@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TextIO, TypeVar
 import click
 import msgspec
 
-from consent_service import __version__, auth, db, demo, keys, log, policies, server, settings, tenants
+from consent_service import __version__, auth, db, demo, keys, log, policies, purge, server, settings, tenants
 from consent_service.erasures import repeat
 from consent_service.errors import ConsentError, NotFound, SetupError
 from consent_service.ledger import Ledger, Ledgers, receipt, standing, turns
@@ -425,6 +425,40 @@ def verify_file(file: TextIO, keys_given: tuple[str, ...], trust: TextIO | None,
         _tell(as_json, {"genuine": False, "why": str(error)}, f"Falsified or not a receipt: {error}.")
         sys.exit(1)
     _tell(as_json, receipt.as_json(found), receipt.as_text(found))
+
+
+@consent.command("purge")
+@service_options
+@as_json
+def run_purge(as_json: bool, **given: Any) -> None:
+    """End what had to be kept until today, and destroy the key that wrapped what was erased.
+
+    Run it once a month at least, and make a backup afterwards: those made before can be read no more.
+    """
+    chosen = settings.read(os.environ, given, serving=True)
+    with server.database(chosen) as (url, embedded):
+        admin = url if embedded is None else embedded.admin_url
+        done = asyncio.run(_purge(chosen, url, admin))
+    lines = [
+        f"{done.released} entries whose proof was kept until today; {done.tombstones} tombstones.",
+        "The key-encryption key follows from the root secret: name a file with CONSENT_KEY_FILE to have it rotated."
+        if done.rewrapped is None
+        else f"{done.rewrapped} keys are wrapped anew; the key-encryption key before is destroyed.",
+    ]
+    if done.rewrapped is not None and not done.turned:
+        lines.append("As an administrator of the database, run: " + "; ".join(purge.TURN) + ";")
+    _tell(as_json, done, "\n".join(lines))
+
+
+async def _purge(chosen: Settings, url: str, admin: str) -> purge.Purged:
+    await db.migrate(url)
+    root, key_file = settings.secret(chosen), settings.key_file(chosen)
+    vault = Vault(root, key_file)
+    async with await db.connect(url, size=2) as pool, await db.connect(admin, size=1, role=None) as other:
+        async with db.connection(pool) as connection:
+            await tenants.demand_secrets(connection, root, vault)
+        async with db.connection(other) as owner:
+            return await purge.purge(Ledgers(pool, root, vault=vault), vault, key_file, owner)
 
 
 @consent.command("openapi")

@@ -58,7 +58,6 @@ ALTER ROLE consent SET log_min_error_statement = panic;
 CREATE ROLE consent_app NOLOGIN;
 CREATE ROLE consent_erase NOLOGIN;
 GRANT consent_app, consent_erase TO consent;
-GRANT pg_checkpoint TO consent;
 CREATE ROLE consent_worker LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE;
 ALTER ROLE consent_worker SET log_error_verbosity = terse;
 ALTER ROLE consent_worker SET log_min_error_statement = panic;
@@ -132,6 +131,11 @@ class Embedded:
     def workers_url(self) -> str:
         """The same database, for whoever serves: a log-in that owns nothing and may work as `consent_app` only."""
         return self._url("consent_worker")
+
+    @property
+    def admin_url(self) -> str:
+        """The same database, for whoever may do anything to the server."""
+        return self._url("postgres")
 
     def _url(self, login: str) -> str:
         return f"postgresql://{login}@/consent?host={quote(self._socket)}&port={PORT}"

@@ -147,7 +147,9 @@ _READ_LINKS = db.many("erasures", "read_links", LinkRow)
 _READ_CONTACTS = db.many("erasures", "read_contacts", ContactRow)
 _READ_EVENTS = db.many("erasures", "read_events", EventRow)
 _IS_DONE = db.one("erasures", "is_done", IsDone)
-_BECOME = db.execute("erasures", "become")
+become = db.execute("erasures", "become")
+"""Turn into the role that erases, until the transaction ends or it resigns."""
+resign = db.execute("erasures", "resign")
 _HOLD = db.execute("erasures", "hold")
 _DESTROY = db.execute("erasures", "destroy")
 _NOTE = db.execute("erasures", "note")
@@ -328,7 +330,7 @@ async def enter(
         sha256=hashlib.sha256(salt + listed).hexdigest(),
     )  # fmt: skip
     growth = await append(connection, ledger.log_id, tip, [system(entry)], tip.now)
-    await _BECOME(connection)
+    await become(connection)
     await _NOTE(connection, ledger.log_id, erasure, growth.first, reason, salt, indexes, tip.now)
 
 

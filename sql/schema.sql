@@ -188,8 +188,8 @@ CREATE TABLE erasure (
 CREATE TABLE erased (
     log_id  integer NOT NULL,
     idx     bigint  NOT NULL,
-    erasure uuid    NOT NULL,
-    PRIMARY KEY (log_id, idx)
+    erasure uuid    NOT NULL,                        -- two, where proof was kept for a time
+    PRIMARY KEY (log_id, idx, erasure)
 );
 CREATE INDEX erased_erasure ON erased (log_id, erasure, idx);
 
@@ -336,4 +336,4 @@ GRANT DELETE ON revocation, consent_state, conflict TO consent_app;
 -- Whoever erases may remove events and all that seals them, and neither entries nor tiles.
 GRANT SELECT, DELETE ON event, strand, contact, consent_state, link, conflict, hold TO consent_erase;
 GRANT SELECT, INSERT ON erasure, erased, hold, consent_state TO consent_erase;
-GRANT SELECT, UPDATE ON idempotency, consent_state TO consent_erase;
+GRANT SELECT, UPDATE ON idempotency, consent_state, hold TO consent_erase;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -18,7 +18,19 @@ from consent_service.consents.prepare import Act, Sent, earlier, prepare, read
 from consent_service.consents.receipts import Earlier, again
 from consent_service.devices import Devices, cookie
 from consent_service.errors import Frozen, Invalid, KeyMissing, KeyReused, NotFound
-from consent_service.ledger import OLDER, Batcher, Head, Ledger, Ledgers, PerLedger, group_commit, lock_head, read_head
+from consent_service.ledger import (
+    OLDER,
+    Batcher,
+    Growth,
+    Head,
+    Ledger,
+    Ledgers,
+    Log,
+    PerLedger,
+    group_commit,
+    lock_head,
+    read_head,
+)  # fmt: skip
 from consent_service.ledger.note import Checkpoint
 from consent_service.policies import GRADES, Policy
 from consent_service.states import RESTRICTIVE, Standing
@@ -183,17 +195,17 @@ class _Book:
         trips. Only when another process was quicker does the second wait for its turn and hold the head meanwhile.
         """
         async with self.ledger.connection() as connection:
-            answers = await self._try(connection, acts)
-            if answers is None:
+            tried = await self._try(connection, acts)
+            if tried is None:
                 async with connection.transaction():
                     await lock_head(connection, self.ledger.log_id)
-                    answers = await self._try(connection, acts)
-        if answers is None:
-            raise AssertionError("whoever holds the head is not overtaken")
-        return answers
+                    tried = await self._try(connection, acts)
+            if tried is None:
+                raise AssertionError("whoever holds the head is not overtaken")
+            return await self._answer(connection, tried)
 
-    async def _try(self, connection: db.Connection, acts: Sequence[Act]) -> Sequence[bytes | Exception] | None:
-        """The answers; None if the ledger changed between reading and writing, so that nothing was written."""
+    async def _try(self, connection: db.Connection, acts: Sequence[Act]) -> _Tried | None:
+        """Write a batch; None if the ledger changed between reading and writing, so that nothing was written."""
         log_id = self.ledger.log_id
         found = await _READ_BATCH(
             connection, log_id, [a.credential for a in acts], [a.device for a in acts], [a.key for a in acts],
@@ -219,14 +231,19 @@ class _Book:
             raise Frozen(OLDER)
         batch = Batch(self.ledger, head, known[0].frontier, members, standing)
         done = [batch.add(act, row) for act, row in zip(acts, known, strict=True)]
+        if not batch.events:
+            return _Tried(head, log, batch, None, done)
+        growth = batch.grown()
+        written = await _WRITE_BATCH(
+            connection, log_id, head.now, head.size, head.epoch, head.policy, *batch.rows(growth)
+        )
+        return _Tried(head, log, batch, growth, done) if written is not None and written.heads else None
+
+    async def _answer(self, connection: db.Connection, tried: _Tried) -> Sequence[bytes | Exception]:
+        """What each act is answered, now that all of it is committed: nothing is signed before."""
+        head, log, batch, growth, done = tried
         receipts: list[bytes] = []
-        if batch.events:
-            growth = batch.grown()
-            written = await _WRITE_BATCH(
-                connection, log_id, head.now, head.size, head.epoch, head.policy, *batch.rows(growth)
-            )
-            if written is None or not written.heads:
-                return None
+        if growth is not None:
             receipts = list(batch.receipts(log, growth))
             self.ledger.signed = Checkpoint(log.origin, growth.frontier.size, growth.root)
         return [
@@ -234,3 +251,15 @@ class _Book:
             else await again(connection, self.ledger, head, one) if isinstance(one, Earlier) else one
             for one in done
         ]  # fmt: skip
+
+
+class _Tried(NamedTuple):
+    """A batch that was written."""
+
+    head: Head
+    """As it was before."""
+    log: Log
+    batch: Batch
+    growth: Growth | None
+    """None: all of it had been written before."""
+    done: list[int | Earlier | Exception]

@@ -104,7 +104,8 @@ class ErasureMade(_System, frozen=True, tag="erasure"):
 class KeysRewrapped(_System, frozen=True, tag="rewrap"):
     """The keys of all strands were wrapped by another key-encryption key; the one before is destroyed."""
 
-    strands: int
+    kek: str
+    """Name (hex) of the new one."""
 
 
 SystemEvent: TypeAlias = (

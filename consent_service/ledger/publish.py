@@ -89,22 +89,18 @@ class Publisher:
         """Publish a ledger where it has grown; whether it is published as far as it goes now."""
         ledger = self._ledgers.of(log_id)
         async with ledger.connection() as connection:
-            slug = await ledger.slug(connection)
             found = await standing.read(connection, log_id)
             if self._quiet.get(log_id) == (found.epoch, found.frontier) and found.frozen is None:
                 return True
-            log, anchored, found = await self._examine(connection, ledger, found)
+            anchored, found = await self._compare(connection, ledger)
             if found.frozen is not None:
                 return False
+            slug, log = await ledger.slug(connection), await ledger.log(connection, found)
             mine = found.checkpoint(log.origin)
             if found.published < found.size and not await self._claim(connection, ledger, log, mine, found):
                 return False
         note = log.checkpoint(mine.size, mine.root)
-        if (
-            self._anchor is not None
-            and not _holds(anchored, mine)
-            and not await self._anchor.swap(slug, anchored, note)
-        ):
+        if not await self._keep(slug, anchored, mine, note):
             return False  # somebody else was quicker
         if found.published < found.size:
             async with ledger.connection() as connection:
@@ -116,8 +112,7 @@ class Publisher:
         """Compare a ledger with what is known of it outside the database; see `standing.settle`."""
         ledger = self._ledgers.of(log_id)
         async with ledger.connection() as connection:
-            found = await standing.read(connection, log_id)
-            return (await self._examine(connection, ledger, found))[2]
+            return (await self._compare(connection, ledger))[1]
 
     async def examine_all(self) -> None:
         """Compare all ledgers, before anybody writes."""
@@ -126,12 +121,13 @@ class Publisher:
         for tenant in tenants:
             await self.examine(tenant.log_id)
 
-    async def _examine(
-        self, connection: db.Connection, ledger: Ledger, found: Publication
-    ) -> tuple[Log, Anchored | None, Publication]:
-        log, slug = await ledger.log(connection, found), await ledger.slug(connection)
+    async def _compare(self, connection: db.Connection, ledger: Ledger) -> tuple[Anchored | None, Publication]:
+        """What was signed is asked for first: it grows all the time, and the tree has to be no older than that."""
+        slug = await ledger.slug(connection)
         anchored = None if self._anchor is None else await self._anchor.read(slug)
         signed = [] if ledger.signed is None else [ledger.signed]
+        found = await standing.read(connection, ledger.log_id)
+        log = await ledger.log(connection, found)
         try:
             if anchored is not None:
                 signed.append(await _checkpoint(connection, ledger, found, anchored))
@@ -140,7 +136,13 @@ class Publisher:
             settled = await standing.freeze(connection, ledger.log_id, log, found, _NOT_OURS.format(error))
         if settled.frozen != found.frozen:
             _LOG.warning("frozen" if settled.frozen else "thawed", tenant=slug)
-        return log, anchored, settled
+        return anchored, settled
+
+    async def _keep(self, slug: str, anchored: Anchored | None, mine: Checkpoint, note: str) -> bool:
+        """Whether a checkpoint stands outside the database now."""
+        if self._anchor is None or (anchored is not None and anchored.note.startswith(f"{mine}\n")):
+            return True
+        return await self._anchor.swap(slug, anchored, note)
 
     async def _claim(
         self, connection: db.Connection, ledger: Ledger, log: Log, mine: Checkpoint, found: Publication
@@ -164,7 +166,3 @@ async def _checkpoint(connection: db.Connection, ledger: Ledger, found: Publicat
     then = await ledger.log(connection, replace(found, epoch=max(1, log.epoch_of(said.origin))))
     read(anchored.note, then.verifiers)
     return said
-
-
-def _holds(anchored: Anchored | None, mine: Checkpoint) -> bool:
-    return anchored is not None and anchored.note.startswith(f"{mine}\n")

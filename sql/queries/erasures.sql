@@ -76,6 +76,9 @@ SELECT true AS done FROM erasure WHERE log_id = $1 AND erasure = $2;
 -- Until the transaction ends: allowed to erase, and not to write anything else.
 SET LOCAL ROLE consent_erase;
 
+-- name: resign :exec
+SET LOCAL ROLE consent_app;
+
 -- name: note :exec
 -- An erasure, and which entries it is about.
 WITH made AS (

@@ -15,7 +15,7 @@ from conftest import SECRET, Tenant
 from consent_service import auth, keys
 from consent_service.errors import Frozen, Invalid
 from consent_service.ledger import Ledgers, receipt, standing, tree, turns
-from consent_service.ledger.anchor import FileAnchor
+from consent_service.ledger.anchor import Anchored, FileAnchor
 from consent_service.ledger.entry import LogKeyChanged, Ruptured, read_system
 from consent_service.ledger.note import Checkpoint, Signer, sign
 from consent_service.ledger.publish import Publisher
@@ -362,6 +362,24 @@ async def test_many_publishers_publish_each_checkpoint_once(yard: Yard) -> None:
     anchored = await yard.anchor.read(yard.tenant.slug)
     assert anchored is not None
     assert anchored.note == rows[-1]["note"]
+
+
+async def test_what_others_publish_while_one_looks_is_no_reason_to_freeze(yard: Yard) -> None:
+    assert yard.anchor is not None
+
+    class Busy(FileAnchor):
+        """While somebody reads it, the ledger grows, and is published by others."""
+
+        async def read(self, key: str) -> Anchored | None:
+            await yard.record(WEB)
+            assert await Publisher(yard.tenant.services.ledgers, yard.anchor, every_s=0).publish(yard.tenant.log_id)
+            return await super().read(key)
+
+    busy = Publisher(yard.tenant.services.ledgers, Busy(yard.anchor._folder), every_s=0)
+    for _ in range(3):
+        await yard.record(WEB)
+        await busy.publish(yard.tenant.log_id)
+        assert (await yard.status()).frozen is None
 
 
 async def test_one_ledger_that_fails_does_not_keep_others_from_being_published(
