@@ -8,13 +8,13 @@ import secrets
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import rfc3161_client
+from conftest import Serve
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -141,9 +141,7 @@ class Authority:
 
 
 @pytest.fixture(scope="session")
-async def served(
-    serve: Callable[[Any], AbstractAsyncContextManager[str]], tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Authority]:
+async def served(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Authority]:
     assert shutil.which("openssl"), "install openssl"
     made = Authority(tmp_path_factory.mktemp("authority"))
     async with serve(made) as made.url:
@@ -266,7 +264,13 @@ async def test_an_authority_with_another_time_is_told(authority: Authority, monk
 
 async def test_one_that_is_silent_or_away_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timestamp, "STAMP_S", 0.2)
-    async with await asyncio.start_server(lambda *_: asyncio.sleep(1), "127.0.0.1", 0) as silent:
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+        await writer.wait_closed()
+
+    async with await asyncio.start_server(listen, "127.0.0.1", 0) as silent:
         with pytest.raises(StampError, match="reached"):
             await stamp(NOTE, f"http://127.0.0.1:{silent.sockets[0].getsockname()[1]}")
     with pytest.raises(StampError, match="reached"):

@@ -8,11 +8,11 @@ import itertools
 import os
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from conftest import Serve
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
@@ -151,7 +151,7 @@ class World:
 
 
 @pytest.fixture(scope="session")
-async def served(serve: Callable[[Any], AbstractAsyncContextManager[str]]) -> AsyncIterator[World]:
+async def served(serve: Serve) -> AsyncIterator[World]:
     made = World()
     async with serve(made) as made.url:
         yield made
