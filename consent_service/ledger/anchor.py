@@ -122,13 +122,9 @@ class FileAnchor:
         demand_key(key)
         return self._folder / f"{key}.{kind}"
 
-    @staticmethod
-    def _read(file: Path) -> Anchored | None:
-        try:
-            raw = file.read_bytes()
-        except FileNotFoundError:
-            return None
-        return Anchored(raw.decode(errors="replace"), hashlib.sha256(raw).hexdigest())
+    def _read(self, file: Path) -> Anchored | None:
+        raw = self._bytes(file)
+        return None if raw is None else Anchored(raw.decode(errors="replace"), hashlib.sha256(raw).hexdigest())
 
     def _swap(self, key: str, old: Anchored | None, raw: bytes) -> bool:
         file = self._file(key, "checkpoint")
@@ -149,12 +145,15 @@ class FileAnchor:
             _write(file, raw, os.O_APPEND)
             _sync(self._folder)
 
-    @staticmethod
-    def _lines(file: Path) -> list[bytes]:
+    def _lines(self, file: Path) -> list[bytes]:
+        return (self._bytes(file) or b"").split(b"\n")[:-1]  # what follows the last line break was never acknowledged
+
+    def _bytes(self, file: Path) -> bytes | None:
         try:
-            return file.read_bytes().split(b"\n")[:-1]  # what follows the last line break was never acknowledged
+            return file.read_bytes()
         except FileNotFoundError:
-            return []
+            self._folder.stat()  # a folder that is not there is no empty one
+            return None
 
     @contextmanager
     def _locked(self, key: str) -> Iterator[None]:

@@ -258,10 +258,16 @@ def test_everything_is_for_its_owner_alone_and_what_was_there_stays_as_it_was(tm
     }  # fmt: skip
 
 
-def test_a_folder_that_went_away_is_not_made_again(folder: Path, disk: FileAnchor) -> None:
+def test_a_folder_that_went_away_is_not_an_empty_one_and_not_made_again(folder: Path, disk: FileAnchor) -> None:
     folder.rmdir()
-    with pytest.raises(Unavailable, match="cannot be used"):
-        asyncio.run(disk.swap("demo", None, "note"))
+    for work in (
+        disk.read("demo"),
+        disk.swap("demo", None, "note"),
+        disk.note_erasure("demo", b"line"),
+        disk.erasures("demo"),
+    ):
+        with pytest.raises(Unavailable, match="cannot be used"):
+            asyncio.run(work)
     assert not folder.exists()
 
 
