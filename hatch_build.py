@@ -7,6 +7,12 @@ from typing import Any
 
 from hatchling.metadata.plugin.interface import MetadataHookInterface
 
+EXTRAS = {
+    "objects": ["obstore"],
+    "timestamps": ["rfc3161-client"],
+}
+"""What each extra brings beyond requirements.lock. The versions are those it is tested with: requirements-test.lock."""
+
 
 def pins(lock: Path) -> list[str]:
     """The exact requirements (``name==version ; marker``) of a hashed lock file."""
@@ -21,7 +27,9 @@ class LockedDependencies(MetadataHookInterface):
         """Called by the build with the metadata to complete."""
         root = Path(self.root)
         core = pins(root / "requirements.lock")
+        test = [pin for pin in pins(root / "requirements-test.lock") if pin not in core]
         metadata["dependencies"] = core
         metadata["optional-dependencies"] = {
-            "test": [pin for pin in pins(root / "requirements-test.lock") if pin not in core]
+            "test": test,
+            **{extra: [pin for pin in test if pin.split("==")[0] in names] for extra, names in EXTRAS.items()},
         }

@@ -58,12 +58,14 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Database connections of each worker."""
     anchor: Annotated[str, Meta(min_length=1)] | None = None
     """Where the last published checkpoints are kept outside the database: a folder on another disk, or
-    `s3://bucket/prefix`. Unset: `anchor` in `data`, or with DATABASE_URL none; then nothing notices when an older
-    backup of the database is restored."""
+    `s3://bucket/prefix` (the extra `objects`; credentials, region and endpoint are the usual AWS_ variables). Unset:
+    `anchor` in `data`, which only helps where the database alone is restored; with DATABASE_URL none, and then nothing
+    notices that an older backup was restored."""
     witnesses: Annotated[str, Meta(min_length=1)] | None = None
     """Path of a c2sp.org/tlog-policy file: the witnesses in it that have an address are asked to cosign checkpoints."""
     timestamps: Annotated[str, Meta(min_length=1)] | None = None
-    """Address of an RFC 3161 authority that dates checkpoints: https, or http on this machine."""
+    """Address of an RFC 3161 authority that dates checkpoints: https, or http on this machine. The extra `timestamps`.
+    """
 
 
 def read(

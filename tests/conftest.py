@@ -5,15 +5,18 @@ Tenants never share a row, so tests need no cleaning up, run in any order, and c
 
 from __future__ import annotations
 
+import asyncio
 import os
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import httpx
 import msgspec
 import pytest
+import uvicorn
 
 from consent_service import app, auth, db, demo, devices, keys, policies, server, tenants
 from consent_service.policies import Policy, store
@@ -137,3 +140,29 @@ def external(folder: str) -> Path:
             pytest.fail(reason)
         pytest.skip(reason)
     return found
+
+
+Serve: TypeAlias = Callable[[Any], AbstractAsyncContextManager[str]]
+
+
+@asynccontextmanager
+async def _serving(application: Any) -> AsyncIterator[str]:
+    config = uvicorn.Config(
+        application, port=0, ws="none", lifespan="off", log_config=None, timeout_graceful_shutdown=1
+    )
+    server = uvicorn.Server(config)
+    task = asyncio.create_task(server._serve())
+    async with asyncio.timeout(20):
+        while not server.started:  # noqa: ASYNC110 -- it tells by this flag alone
+            await asyncio.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await task
+
+
+@pytest.fixture(scope="session")
+def serve() -> Serve:
+    """Gives the address of an ASGI application while it is served."""
+    return _serving

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import click
@@ -114,3 +115,22 @@ def test_the_locks_agree() -> None:
         return set(re.findall(r"^([a-z0-9-]+==\S+)", (ROOT / name).read_text(), re.MULTILINE))
 
     assert pins("requirements.lock") <= pins("requirements-test.lock")
+
+
+def test_an_extra_brings_all_that_it_needs_and_the_core_nothing_of_it() -> None:
+    def names(lock: str) -> set[str]:
+        return set(re.findall(r"^([a-z0-9-]+)==", (ROOT / lock).read_text(), re.MULTILINE))
+
+    hook = ast.parse((ROOT / "hatch_build.py").read_text())
+    (written,) = (node.value for node in hook.body if isinstance(node, ast.Assign))
+    extras = ast.literal_eval(written)
+    assert extras
+    for extra, packages in extras.items():
+        assert set(packages) <= names("requirements-test.lock") - names("requirements.lock"), extra
+        needed = {
+            re.split(r"[^A-Za-z0-9_.-]", line)[0].replace("_", "-").lower()
+            for package in packages
+            for line in metadata.requires(package) or []
+            if "extra ==" not in line
+        }
+        assert needed <= names("requirements.lock") | set(packages), extra

@@ -11,16 +11,25 @@ import fcntl
 import hashlib
 import os
 import re
+import secrets
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
+from consent_service import outbound
 from consent_service.errors import SetupError, Unavailable
 
 LOCK_S = 5.0
 """Seconds that a writer waits for another one."""
+CALL_S = 5.0
+"""Seconds for a call to an object store."""
+_AT_ONCE = 16
+_ENDPOINT = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+_S3 = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9._-]+)*/?", re.ASCII)
 _KEY = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}", re.ASCII)
 _PAUSE_S = 0.01
 T = TypeVar("T")
@@ -59,15 +68,17 @@ class Anchor(Protocol):
 
 
 def open_anchor(where: str | None) -> Anchor | None:
-    """The anchor in a folder, which is made if need be; None: nowhere.
+    """The anchor in a folder, which is made if need be, or in an object store, `s3://bucket/prefix`; None: nowhere.
 
     Raises:
         SetupError: there can be none.
     """
     if where is None:
         return None
+    if where.startswith("s3://"):
+        return ObjectAnchor(where)
     if not where or "://" in where:
-        raise SetupError(f"`{where}` is no place for an anchor. Name a folder.")
+        raise SetupError(f"`{where}` is no place for an anchor. Name a folder, or s3://bucket/prefix.")
     return FileAnchor(Path(where))
 
 
@@ -113,13 +124,9 @@ class FileAnchor:
         demand_key(key)
         return self._folder / f"{key}.{kind}"
 
-    @staticmethod
-    def _read(file: Path) -> Anchored | None:
-        try:
-            raw = file.read_bytes()
-        except FileNotFoundError:
-            return None
-        return Anchored(raw.decode(errors="replace"), hashlib.sha256(raw).hexdigest())
+    def _read(self, file: Path) -> Anchored | None:
+        raw = self._bytes(file)
+        return None if raw is None else Anchored(raw.decode(errors="replace"), hashlib.sha256(raw).hexdigest())
 
     def _swap(self, key: str, old: Anchored | None, raw: bytes) -> bool:
         file = self._file(key, "checkpoint")
@@ -140,12 +147,15 @@ class FileAnchor:
             _write(file, raw, os.O_APPEND)
             _sync(self._folder)
 
-    @staticmethod
-    def _lines(file: Path) -> list[bytes]:
+    def _lines(self, file: Path) -> list[bytes]:
+        return (self._bytes(file) or b"").split(b"\n")[:-1]  # what follows the last line break was never acknowledged
+
+    def _bytes(self, file: Path) -> bytes | None:
         try:
-            return file.read_bytes().split(b"\n")[:-1]  # what follows the last line break was never acknowledged
+            return file.read_bytes()
         except FileNotFoundError:
-            return []
+            self._folder.stat()  # a folder that is not there is no empty one
+            return None
 
     @contextmanager
     def _locked(self, key: str) -> Iterator[None]:
@@ -160,6 +170,95 @@ class FileAnchor:
             yield
         finally:
             os.close(file)
+
+
+class ObjectAnchor:
+    """An anchor in an S3-compatible store that does conditional writes (If-None-Match, If-Match). The extra `objects`.
+
+    A ledger has the object `<prefix>/<key>.checkpoint`, and one `<prefix>/erasures/<key>/<time>-<random>` for each line
+    of the journal, whose order is that of the writers' clocks. Credentials, region and endpoint come from the usual
+    variables: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL … Nothing is tried twice: after an
+    attempt of which nobody knows how it ended, a second one would not tell either.
+    """
+
+    def __init__(self, url: str) -> None:
+        if _S3.fullmatch(url) is None:
+            raise SetupError(f"`{url}` is no place for an anchor. Write s3://bucket/prefix.")
+        try:
+            import obstore  # noqa: PLC0415 -- an extra
+            from obstore.store import S3Store  # noqa: PLC0415
+        except ImportError:
+            raise SetupError("An anchor in an object store needs: pip install 'consent-service[objects]'.") from None
+        self._url = url
+        self._errors = obstore.exceptions
+        endpoint = next((os.environ[name] for name in _ENDPOINT if os.environ.get(name)), "")
+        try:
+            if endpoint:
+                outbound.demand_safe(endpoint)
+            self._store = S3Store.from_url(
+                url,
+                client_options={"timeout": timedelta(seconds=CALL_S), "allow_http": endpoint.startswith("http:")},
+                retry_config={"max_retries": 0},
+            )
+        except (ValueError, self._errors.BaseError) as error:
+            raise SetupError(f"The anchor {url} cannot be used: {_first_line(error)}.") from None
+
+    async def read(self, key: str) -> Anchored | None:
+        """See `Anchor`."""
+        demand_key(key)
+        return await self._tried(lambda: self._read(f"{key}.checkpoint"))
+
+    async def swap(self, key: str, old: Anchored | None, note: str) -> bool:
+        """See `Anchor`."""
+        demand_key(key)
+        return await self._tried(lambda: self._swap(f"{key}.checkpoint", old, note.encode()))
+
+    async def note_erasure(self, key: str, line: bytes) -> None:
+        """See `Anchor`."""
+        demand_key(key)
+        demand_line(line)
+        name = f"erasures/{key}/{time.time_ns():020d}-{secrets.token_hex(8)}"
+        await self._tried(lambda: self._store.put(name, line, mode="create"))
+
+    async def erasures(self, key: str) -> list[bytes]:
+        """See `Anchor`."""
+        demand_key(key)
+        return await self._tried(lambda: self._lines(f"erasures/{key}"))
+
+    async def _tried(self, work: Callable[[], T]) -> T:
+        """Do it in a thread: the library's own coroutines can abort a process that ends soon after."""
+        try:
+            return await asyncio.to_thread(work)
+        except (self._errors.BaseError, OSError) as error:
+            raise Unavailable(f"The anchor {self._url} cannot be used: {_first_line(error)}.") from error
+
+    def _read(self, name: str) -> Anchored | None:
+        try:
+            found = self._store.get(name)
+        except FileNotFoundError:
+            return None
+        return Anchored(bytes(found.bytes()).decode(errors="replace"), found.meta["e_tag"] or "")
+
+    def _swap(self, name: str, old: Anchored | None, raw: bytes) -> bool:
+        try:
+            self._store.put(name, raw, mode="create" if old is None else {"e_tag": old.version})
+        except (self._errors.AlreadyExistsError, self._errors.PreconditionError):
+            return False
+        except FileNotFoundError:  # the object to replace is gone; where there was to be none, the bucket is
+            if old is None:
+                raise
+            return False
+        return True
+
+    def _lines(self, folder: str) -> list[bytes]:
+        names = sorted(one["path"] for one in self._store.list(folder).collect())
+        with ThreadPoolExecutor(_AT_ONCE) as several:
+            return list(several.map(lambda name: bytes(self._store.get(name).bytes()), names))
+
+
+def _first_line(error: Exception) -> str:
+    """What a library says went wrong, without what it quotes below."""
+    return str(error).partition("\n")[0].rstrip(".")
 
 
 def demand_key(key: str) -> None:

@@ -141,20 +141,30 @@ def read(note: str, known: Sequence[Verifier]) -> Note:
     keys = {(verifier.name, verifier.id): verifier for verifier in known}
     found: dict[Verifier, Signed] = {}
     for line in lines:
-        match = _LINE.fullmatch(line)
-        raw = None if match is None else unbase64(match[2])
-        if match is None or raw is None or len(raw) <= _ID:
-            raise NoteError("a signature line of the note cannot be read")
-        verifier = keys.get((match[1], raw[:_ID]))
+        name, key, signature = take_apart(line)
+        verifier = keys.get((name, key))
         if verifier is None or verifier in found:
             continue
-        signed = verifier.verifies(text, raw[_ID:])
+        signed = verifier.verifies(text, signature)
         if signed is None:
             raise NoteError(f"the signature by {verifier.name} is wrong")
         found[verifier] = signed
     if not found:
         raise NoteError("no known key signed the note")
     return Note(text, tuple(found.values()))
+
+
+def take_apart(line: str) -> tuple[str, bytes, bytes]:
+    """Name and id of the key that a signature line says it is by, and the signature, unverified.
+
+    Raises:
+        NoteError: it cannot be read.
+    """
+    match = _LINE.fullmatch(line)
+    raw = None if match is None else unbase64(match[2])
+    if match is None or raw is None or len(raw) <= _ID:
+        raise NoteError("a signature line of the note cannot be read")
+    return match[1], raw[:_ID], raw[_ID:]
 
 
 def split(note: str) -> tuple[str, list[str]]:
