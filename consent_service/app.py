@@ -160,17 +160,24 @@ def _problem(_request: Request[Any, Any, Any], error: Exception) -> Response[byt
     return Response(body, status_code=status, headers=fields, media_type=fields.pop("content-type"))
 
 
+def _minimal(headers: Headers) -> bool:
+    """Whether the caller asks for no more than it needs: `Prefer: return=minimal` (RFC 7240)."""
+    wishes = (headers.get("prefer") or "").lower().replace(" ", "").replace('"', "").split(",")
+    return any(wish.partition(";")[0] == "return=minimal" for wish in wishes)
+
+
 # -- handlers ------------------------------------------------------------------------------------------------------
 
 
 async def record(made: Services, call: Call) -> bytes:
     """See `consents.Writer.record`."""
-    return await made.writer.record(call.body, call.credential, call.headers.get("idempotency-key"))
+    key = call.headers.get("idempotency-key")
+    return await made.writer.record(call.body, call.credential, key, minimal=_minimal(call.headers))
 
 
 async def mint(made: Services, call: Call) -> bytes:
     """See `consents.Writer.begin`."""
-    return await made.writer.begin(call.body, call.credential)
+    return await made.writer.begin(call.body, call.credential, minimal=_minimal(call.headers))
 
 
 async def check(made: Services, call: Call) -> bytes:

@@ -12,11 +12,12 @@ FORM = 3 * MAX_TOKEN + 1_024
 
 RECORD = Operation(
     method="POST", path="/v1/consents", id="recordConsents", tag="consents", status=201, browser=True, keyed=True,
+    brief=True,
     summary="Record one act of a person: what they decided about one or more purposes.",
     scopes=frozenset({"write:attested", "write:device"}), body=consents.ConsentBody, answer=consents.Recorded,
 )  # fmt: skip
 DEVICE = Operation(
-    method="POST", path="/v1/devices", id="mintDevice", tag="devices", status=201, browser=True,
+    method="POST", path="/v1/devices", id="mintDevice", tag="devices", status=201, browser=True, brief=True,
     summary="Give a device an identifier of its own and the secret that proves it, with the first thing it agrees to.",
     scopes=frozenset({"write:device"}), body=consents.DeviceBody, answer=consents.Minted,
 )  # fmt: skip

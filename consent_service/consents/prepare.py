@@ -13,7 +13,7 @@ from consent_service.auth import Credential
 from consent_service.consents.model import ConsentBody, Record, Shown
 from consent_service.errors import FieldError, Invalid, KeyMissing
 from consent_service.policies import GRADES, Method, Notice, Policy, Purpose
-from consent_service.states import ALL_PURPOSES, ANY, GRANTS, RESTRICTIVE, SLOT, Slot, Status
+from consent_service.states import ALL_PURPOSES, ANY, FOR_ALL, GRANTS, RESTRICTIVE, SLOT, Slot, Status
 from consent_service.subjects import MAX_ID, Hasher, Subject, id_errors
 
 CLOCK_SKEW = timedelta(seconds=5)
@@ -22,7 +22,6 @@ _EARLIEST = datetime(1990, 1, 1, tzinfo=UTC)
 _ATTESTED_ONLY = frozenset({"confirmed", "applies", "ceased", "restricted", "restriction_lifted"})
 _WITH_NOTICE = GRANTS | {"requested"}
 _WITHOUT_KEY = RESTRICTIVE | {"ceased", "restricted"}
-FOR_ALL = RESTRICTIVE | {"restricted", "restriction_lifted"}
 
 
 class Prepared(msgspec.Struct, frozen=True, gc=False):

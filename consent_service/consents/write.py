@@ -15,7 +15,7 @@ from consent_service.auth import Credential
 from consent_service.consents.batch import Batch, BatchRow, PolicyMoved
 from consent_service.consents.model import ConsentBody, DeviceBody
 from consent_service.consents.prepare import Act, Sent, earlier, prepare, read
-from consent_service.consents.receipts import Earlier, again
+from consent_service.consents.receipts import Earlier, Told, again
 from consent_service.devices import Devices, cookie
 from consent_service.errors import Frozen, Invalid, KeyMissing, KeyReused, NotFound
 from consent_service.ledger import Batcher, Head, Ledger, Ledgers, PerLedger, group_commit, lock_head, read_head
@@ -57,8 +57,10 @@ class Writer:
         self._devices = devices
         self._books = PerLedger(ledgers, _Book)
 
-    async def record(self, raw: bytes, credential: Credential, key: str | None) -> bytes:
+    async def record(self, raw: bytes, credential: Credential, key: str | None, *, minimal: bool = False) -> bytes:
         """Record one act; returns the answer (`Recorded` as JSON), the same for a retry with the same key.
+
+        `minimal`: without the record, which whoever has the receipt and the policy can make.
 
         Raises:
             Malformed, Invalid, KeyMissing, KeyReused, Forbidden: see there. `Invalid.extra["recorded"]` holds the
@@ -67,9 +69,10 @@ class Writer:
         """
         sent = read(raw)
         self._devices.demand_own(credential, sent.body.subject, sent.body.proof, "write:attested")
-        return await self._books.of(credential.log_id).record(sent, credential, key)
+        told = await self._books.of(credential.log_id).record(sent, credential, key)
+        return told.encode(minimal=minimal)
 
-    async def begin(self, raw: bytes, credential: Credential) -> bytes:
+    async def begin(self, raw: bytes, credential: Credential, *, minimal: bool = False) -> bytes:
         """Mint a device (`DeviceBody` to `Minted`), and record its first act where it comes with one.
 
         Raises:
@@ -89,7 +92,8 @@ class Writer:
                 subject=device.subject, records=body.records, id=body.id, notice=body.notice, method=body.method,
                 evidence=body.evidence,
             )  # fmt: skip
-            answer = msgspec.Raw(await book.record(Sent(act, range(len(act.records)), ()), credential, None))
+            told = await book.record(Sent(act, range(len(act.records)), ()), credential, None)
+            answer = msgspec.Raw(told.encode(minimal=minimal))
         if body.records and all(record.status in RESTRICTIVE for record in body.records):
             return _MINTED.encode({"identifier": None, "token": None, "cookie": None, "recorded": answer})
         domain = (await book.policy())[1].tenant.cookie_domain
@@ -108,9 +112,9 @@ class _Book:
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
         self.version: int | None = None
-        self.batcher: Batcher[Act, bytes] = Batcher(group_commit(self.commit))
+        self.batcher: Batcher[Act, Told] = Batcher(group_commit(self.commit))
 
-    async def record(self, sent: Sent, credential: Credential, key: str | None) -> bytes:
+    async def record(self, sent: Sent, credential: Credential, key: str | None) -> Told:
         while True:
             version, policy = await self.policy()
             act, errors = prepare(policy, version, sent, credential, key, self.ledger.hasher)
@@ -126,14 +130,14 @@ class _Book:
             except PolicyMoved:
                 self.version = None
 
-    async def _whole(self, act: Act) -> bytes:
+    async def _whole(self, act: Act) -> Told:
         try:
             return await self.batcher.submit(act)
         except (KeyReused, Invalid) as error:
             error.extra = await self._noes(act)
             raise
 
-    async def _answered(self, sent: Sent, credential: Credential, key: str | None) -> bytes | None:
+    async def _answered(self, sent: Sent, credential: Credential, key: str | None) -> Told | None:
         """The answer that this call got before: what was in order then stays answered, whatever the policy says now."""
         call = earlier(sent, credential, key, self.ledger.hasher)
         if call is None:
@@ -152,7 +156,8 @@ class _Book:
             return None
         # A key of their own, the same for the same body: the caller's may be taken, or be needed for a corrected call.
         key = hashlib.sha256(act.key + act.body_hash).digest()[:16]
-        return {"recorded": msgspec.Raw(await self.batcher.submit(replace(act, records=noes, key=key)))}
+        told = await self.batcher.submit(replace(act, records=noes, key=key))
+        return {"recorded": msgspec.Raw(told.encode())}
 
     async def _moved(self, version: int) -> bool:
         """Whether another policy came into force: a refusal must not rest on an old one."""
@@ -174,7 +179,7 @@ class _Book:
         self.version = head.policy
         return head.policy, policy
 
-    async def commit(self, acts: Sequence[Act]) -> Sequence[bytes | Exception]:
+    async def commit(self, acts: Sequence[Act]) -> Sequence[Told | Exception]:
         """Write a batch, all of it or nothing.
 
         The first try reads without a lock and writes on the condition that the ledger is as it was read: two round
@@ -190,7 +195,7 @@ class _Book:
             raise AssertionError("whoever holds the head is not overtaken")
         return answers
 
-    async def _try(self, connection: db.Connection, acts: Sequence[Act]) -> Sequence[bytes | Exception] | None:
+    async def _try(self, connection: db.Connection, acts: Sequence[Act]) -> Sequence[Told | Exception] | None:
         """The answers; None if the ledger changed between reading and writing, so that nothing was written."""
         log_id = self.ledger.log_id
         found = await _READ_BATCH(
@@ -213,7 +218,7 @@ class _Book:
         log = await self.ledger.log(connection, head.epoch)
         batch = Batch(self.ledger, head, known[0].frontier, members, standing)
         done = [batch.add(act, row) for act, row in zip(acts, known, strict=True)]
-        receipts: list[bytes] = []
+        receipts: list[Told] = []
         if batch.events:
             growth = batch.grown()
             written = await _WRITE_BATCH(
