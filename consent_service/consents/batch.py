@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from uuid import UUID
 
 import msgspec
@@ -379,7 +379,7 @@ def _event(act: Act, records: list[Prepared], event: UUID, guardian: UUID | None
         if act.notice is None
         else EventNotice(act.notice.id, act.notice.version, act.notice.language, act.notice_hash),
         method=act.method,
-        evidence=act.evidence,
+        evidence=cast("dict[str, Any] | None", act.evidence),
         grade=GRADES[act.grade],
         guardian=guardian,
         credential=act.credential,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import msgspec
 
-from consent_service import db, decode, ids, revocations
+from consent_service import db, decode, ids, jcs, revocations
 from consent_service.auth import Credential, is_of_token
 from consent_service.decisions import open_conflicts
 from consent_service.errors import Forbidden, NotFound, Taken
@@ -120,6 +120,8 @@ class Linker:
             Invalid, Forbidden, Unauthenticated, Unavailable: see there.
         """
         body = decode.body(raw, LinkBody, unique=True)
+        if body.evidence is not None:
+            jcs.canonical(body.evidence, "/evidence")  # refused before anything is done
         ledger = self._ledgers.of(credential.log_id)
         async with ledger.connection() as connection:
             head = await read_head(connection, ledger.log_id)
@@ -315,9 +317,11 @@ class _Change:
     ) -> None:
         """Writes the events, one for each side."""
         self.receipt_of = len(self.openings)
+        shown = None if evidence is None else jcs.canonical(evidence, "/evidence")
         told = LinkEvent(
             event=ids.event_id(), recorded_at=self.now, link=row.link, change=change, kind=row.kind, side="identifier",
-            subject=_NOBODY, grade=GRADES[row.grade], until=row.until, evidence=evidence, reason=reason,
+            subject=_NOBODY, grade=GRADES[row.grade], until=row.until,
+            evidence=cast("dict[str, Any] | None", shown), reason=reason,
             credential=self.credential.id,
         )  # fmt: skip
         await self._tell(row, row.identifier, row.tenure, told)
