@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol, cast
 from litestar import HttpMethod, Litestar, Request, Response
 from litestar.handlers import HTTPRouteHandler
 
-from consent_service import auth, consents, db, decisions, links, openapi, operations
+from consent_service import auth, consents, db, decisions, links, openapi, operations, records
 from consent_service.callers import Callers
 from consent_service.devices import Devices
 from consent_service.guard import METRICS_TYPE, Guard, Operation, problem, render_metrics
@@ -30,6 +30,7 @@ class Services(NamedTuple):
     callers: Callers
     devices: Devices
     writer: consents.Writer
+    shower: records.Shower
     checker: decisions.Checker
     linker: links.Linker
     conflicted: links.Conflicted
@@ -85,6 +86,7 @@ async def services(settings: Settings, database_url: str) -> AsyncIterator[Servi
             callers=Callers(pool, ledgers, keyring, verifier),
             devices=devices,
             writer=writer,
+            shower=records.Shower(ledgers),
             checker=decisions.Checker(ledgers, devices),
             linker=links.Linker(ledgers, prover, challenges),
             conflicted=links.Conflicted(ledgers),
@@ -180,6 +182,11 @@ async def mint(made: Services, call: Call) -> bytes:
     return await made.writer.begin(call.body, call.credential, minimal=_minimal(call.headers))
 
 
+async def show_receipt(made: Services, call: Call) -> bytes:
+    """See `records.Shower.show`."""
+    return await made.shower.show(call.body, call.credential)
+
+
 async def check(made: Services, call: Call) -> bytes:
     """See `decisions.Checker.check`."""
     return await made.checker.check(call.body, call.credential)
@@ -271,6 +278,7 @@ async def description(_made: Services, _call: Call) -> bytes:
 ROUTES: dict[Operation, Handler] = {
     operations.RECORD: record,
     operations.DEVICE: mint,
+    operations.RECEIPT: show_receipt,
     operations.CHECK: check,
     operations.CHECKS: checks,
     operations.STATE: state,

@@ -1,6 +1,6 @@
 """Every operation that there is: who may call it, with what, for what answer. Handlers are in `app`."""
 
-from consent_service import consents, decisions, links
+from consent_service import consents, decisions, links, records
 from consent_service.auth import MAX_TOKEN
 from consent_service.callers import LogoutForm, RevokeBody, Revoked
 from consent_service.guard import Operation
@@ -20,6 +20,12 @@ DEVICE = Operation(
     method="POST", path="/v1/devices", id="mintDevice", tag="devices", status=201, browser=True, brief=True,
     summary="Give a device an identifier of its own and the secret that proves it, with the first thing it agrees to.",
     scopes=frozenset({"write:device"}), body=consents.DeviceBody, answer=consents.Minted,
+)  # fmt: skip
+RECEIPT = Operation(
+    method="POST", path="/v1/receipts", id="showReceipt", tag="records", browser=True,
+    scopes=frozenset({"write:attested", "write:device", "state"}),
+    summary="What a receipt says, once it is verified: as JSON-LD, and in words for people.",
+    body=records.ReceiptBody, answer=records.ReceiptShown,
 )  # fmt: skip
 CHECK = Operation(
     method="POST", path="/v1/check", id="check", tag="decisions", browser=True,
@@ -103,6 +109,6 @@ DESCRIPTION = Operation(
 )  # fmt: skip
 
 ALL = (
-    RECORD, DEVICE, CHECK, CHECKS, STATE, HISTORY, LINKS, CONFLICTS, CHALLENGE, LINK, END, ANNUL, REVOKE, LOGOUT,
-    LIVE, READY, METRICS, DOCS, DESCRIPTION,
+    RECORD, DEVICE, RECEIPT, CHECK, CHECKS, STATE, HISTORY, LINKS, CONFLICTS, CHALLENGE, LINK, END, ANNUL, REVOKE,
+    LOGOUT, LIVE, READY, METRICS, DOCS, DESCRIPTION,
 )  # fmt: skip
