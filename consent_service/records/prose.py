@@ -27,8 +27,17 @@ class Place(NamedTuple):
     entry: int
 
 
-Fact = tuple[str, Said]
-"""What it is, and what is said of it."""
+class Fact(NamedTuple):
+    """What it is, "" for a sentence that stands by itself; and what is said of it."""
+
+    name: Said
+    said: tuple[Said, ...]
+
+
+def _fact(name: str | Said, *said: str | Said) -> Fact:
+    """What comes as plain text is in the language of the sheet, or in none."""
+    whole, *parts = (one if isinstance(one, Said) else Said(one) for one in (name, *said))
+    return Fact(whole, tuple(parts))
 
 
 class Sheet(NamedTuple):
@@ -83,7 +92,8 @@ def as_text(told: Sheet) -> str:
 
 
 def _section(heading: str, facts: list[Fact]) -> list[str]:
-    return ["", heading, "-" * len(heading), *(f"{name}: {said.text}" if name else said.text for name, said in facts)]
+    told = [(fact.name.text, " ".join(part.text for part in fact.said)) for fact in facts]
+    return ["", heading, "-" * len(heading), *(f"{name}: {said}" if name else said for name, said in told)]
 
 
 def as_html(told: Sheet) -> str:
@@ -108,8 +118,9 @@ def _row(cells: tuple[Said, ...], language: str) -> str:
 
 
 def _part(heading: str, facts: list[Fact], language: str) -> str:
-    named = "".join(f"<dt>{html.escape(name)}</dt><dd>{_marked(said, language)}</dd>" for name, said in facts if name)
-    free = "".join(f"<p>{_marked(said, language)}</p>" for name, said in facts if not name)
+    told = [(_marked(fact.name, language), " ".join(_marked(part, language) for part in fact.said)) for fact in facts]
+    free = "".join(f"<p>{said}</p>" for name, said in told if not name)
+    named = "".join(f"<dt>{name}</dt><dd>{said}</dd>" for name, said in told if name)
     return f"<h2>{html.escape(heading)}</h2>{free}" + (f"<dl>{named}</dl>" if named else "")
 
 
@@ -141,29 +152,29 @@ dd {{ overflow-wrap: anywhere }}
 
 def _responsible(policy: Policy, notice: Notice | None, purposes: list[Purpose], words: Words) -> Iterator[Fact]:
     label, controller = words.label, policy.tenant.controller
-    yield "", Said(controller.name)
-    yield label["address"], Said(f"{controller.address} ({controller.country})")
-    yield label["contact"], Said(_reached(controller))
+    yield _fact("", controller.name)
+    yield _fact(label["address"], f"{controller.address} ({controller.country})")
+    yield _fact(label["contact"], _reached(controller))
     if notice is not None:
-        yield label["dpo"], Said(notice.dpo)
+        yield _fact(label["dpo"], notice.dpo)
         if notice.representative is not None:
-            yield label["representative"], Said(_whole(notice.representative))
+            yield _fact(label["representative"], _whole(notice.representative))
     for party in {joint.name: joint for purpose in purposes for joint in purpose.joint_controllers}.values():
-        yield label["joint"], Said(_whole(party))
+        yield _fact(label["joint"], _whole(party))
 
 
 def _act(event: Event, words: Words) -> Iterator[Fact]:
     label = words.label
-    yield label["for"], Said(f"{event.subject.type} {event.subject.id}")
+    yield _fact(label["for"], f"{event.subject.type} {event.subject.id}")
     if event.guardian is not None:
-        yield label["guardian"], Said(label["by_guardian"])
-    yield label["recorded"], Said(moment(event.recorded_at, words))
+        yield _fact(label["guardian"], label["by_guardian"])
+    yield _fact(label["recorded"], moment(event.recorded_at, words))
     if event.method is not None:
-        yield label["method"], Said(words.method[event.method])
+        yield _fact(label["method"], words.method[event.method])
     if event.notice is not None:
         notice = event.notice
-        yield label["notice"], Said(f"{notice.id}, {label['version']} {notice.version} ({notice.language})")
-        yield label["hash"], Said(notice.hash or label["unknown"])
+        yield _fact(label["notice"], f"{notice.id}, {label['version']} {notice.version} ({notice.language})")
+        yield _fact(label["hash"], notice.hash or label["unknown"])
 
 
 def _decision(purpose: Purpose, record: EventRecord, words: Words, language: str) -> tuple[Said, ...]:
@@ -186,7 +197,7 @@ def _decision(purpose: Purpose, record: EventRecord, words: Words, language: str
 
 def _recipients(purposes: list[Purpose], words: Words) -> list[Fact]:
     found = {recipient.id: recipient for purpose in purposes for recipient in purpose.recipients}
-    return [("", Said(_receiver(it, words))) for it in found.values()] or [("", Said(words.label["nobody"]))]
+    return [_fact("", _receiver(it, words)) for it in found.values()] or [_fact("", words.label["nobody"])]
 
 
 def _receiver(recipient: Recipient, words: Words) -> str:
@@ -196,11 +207,10 @@ def _receiver(recipient: Recipient, words: Words) -> str:
 
 
 def _kept(policy: Policy, purpose: Purpose, words: Words, language: str) -> Fact:
-    name, _ = worded(purpose.name, language)
-    reason, spoken_in = worded(purpose.retention.reason, language)
+    period = f"{lasting(purpose.retention.period, words)} {words.after[purpose.retention.after]}."
     places = ", ".join(purpose.storage or policy.tenant.storage) or words.label["unknown"]
-    period = f"{lasting(purpose.retention.period, words)} {words.after[purpose.retention.after]}"
-    return name, Said(f"{period}. {reason} {words.label['storage']}: {places}.", spoken_in)
+    reason = Said(*worded(purpose.retention.reason, language))
+    return _fact(Said(*worded(purpose.name, language)), period, reason, f"{words.label['storage']}: {places}.")
 
 
 def _remedies(
@@ -209,24 +219,22 @@ def _remedies(
     """How to withdraw, which rights there are, and who hears complaints."""
     label, home = words.label, policy.jurisdictions.get(policy.tenant.jurisdiction)
     authority = notice.complaint if notice is not None else None if home is None else home.authority
-    withdrawal = label["unknown"], words.language
-    if notice is not None:
-        withdrawal = worded(notice.withdrawal, language)
     articles = sorted({one for p in purposes for one in rights(p)}, key=lambda one: int(one[1:].partition("-")[0]))
-    named = ("", Said("; ".join(words.right[article] for article in articles) + "."))
-    told = [] if notice is None else [("", Said(*worded(notice.rights, language)))]
-    yield label["withdrawal"], [("", Said(*withdrawal))]
+    named = _fact("", "; ".join(words.right[article] for article in articles) + ".")
+    told = [] if notice is None else [_fact("", Said(*worded(notice.rights, language)))]
+    withdrawal = label["unknown"] if notice is None else Said(*worded(notice.withdrawal, language))
+    yield label["withdrawal"], [_fact("", withdrawal)]
     yield label["rights"], [named, *told]
-    yield label["complaint"], [("", Said(label["unknown"] if authority is None else _whole(authority)))]
+    yield label["complaint"], [_fact("", label["unknown"] if authority is None else _whole(authority))]
 
 
 def _ledger(event: Event, place: Place | None, words: Words) -> Iterator[Fact]:
     label = words.label
     if place is not None:
-        yield label["origin"], Said(place.origin)
-        yield label["entry"], Said(str(place.entry))
-    yield label["event"], Said(str(event.event))
-    yield label["policy"], Said(str(event.policy))
+        yield _fact(label["origin"], place.origin)
+        yield _fact(label["entry"], str(place.entry))
+    yield _fact(label["event"], str(event.event))
+    yield _fact(label["policy"], str(event.policy))
 
 
 def _whole(party: Party) -> str:
