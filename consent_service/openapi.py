@@ -113,7 +113,7 @@ def _operation(operation: Operation, known: dict[type, Any]) -> dict[str, Any]:
                 "in": "header",
                 "required": False,
                 "description": "`return=minimal` leaves the record out of the answer (RFC 7240).",
-                "schema": {"type": "string", "maxLength": 256},
+                "schema": {"type": "string"},
             }
         )
     if parameters:

@@ -4,9 +4,12 @@ from consent_service import consents, decisions, links, records
 from consent_service.auth import MAX_TOKEN
 from consent_service.callers import LogoutForm, RevokeBody, Revoked
 from consent_service.guard import Operation
+from consent_service.ledger.proof import MAX_PROOF
 
 BULK = 8 * 1024 * 1024
 """Largest body of a call that carries many items, in bytes."""
+LONG = 2 * MAX_PROOF
+"""Of a call with a receipt in it; one with much evidence is longer than the act was."""
 FORM = 3 * MAX_TOKEN + 1_024
 """Of a form with one token in it, even if every character is escaped."""
 
@@ -22,7 +25,7 @@ DEVICE = Operation(
     scopes=frozenset({"write:device"}), body=consents.DeviceBody, answer=consents.Minted,
 )  # fmt: skip
 RECEIPT = Operation(
-    method="POST", path="/v1/receipts", id="showReceipt", tag="records", browser=True,
+    method="POST", path="/v1/receipts", id="showReceipt", tag="records", browser=True, max_body=LONG,
     scopes=frozenset({"write:attested", "write:device", "state"}),
     summary="What a receipt says, once it is verified: as JSON-LD, and in words for people.",
     body=records.ReceiptBody, answer=records.ReceiptShown,
