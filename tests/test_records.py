@@ -89,7 +89,7 @@ SAID: dict[tuple[Status, Basis], str] = {
     ("applies", "legitimate_interest"): "LegitimateInterestNotObjected",
     ("ceased", "legitimate_interest"): "ActivityCompleted",
     ("objected", "contract"): "RequestInitiated",
-    ("applies", "contract"): "ContractPerformanceStatus",
+    ("applies", "contract"): "ContractActive",
     ("ceased", "contract"): "ContractTerminationStatus",
     ("applies", "legal_obligation"): "LegalObligationOngoing",
     ("ceased", "legal_obligation"): "LegalObligationCompleted",
@@ -243,6 +243,16 @@ async def test_who_prefers_less_gets_no_record(tenant: Tenant, person: dict[str,
     full = await tenant.post("/v1/consents", body)
     assert full.json() | {"record": None} == brief.json() | {"record": None}
     assert full.json()["record"] is not None
+
+
+async def test_who_prefers_less_gets_it_beside_a_refusal_too(tenant: Tenant, person: dict[str, str]):
+    no = {"purpose": "marketing.email", "status": "withdrawn"}
+    body = {"id": uuid.uuid4().hex, "subject": person, "records": [WEB, no], "method": "form"}
+    told = [
+        (await tenant.post("/v1/consents", body, Prefer=wish)).json()["recorded"] for wish in ("return=minimal", "")
+    ]
+    assert [one["record"] is None for one in told] == [True, False]
+    assert told[0]["event"] == told[1]["event"]
 
 
 async def test_a_retry_gets_the_record_of_the_policy_of_then(tenant: Tenant, person: dict[str, str]):

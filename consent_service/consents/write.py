@@ -69,8 +69,7 @@ class Writer:
         """
         sent = read(raw)
         self._devices.demand_own(credential, sent.body.subject, sent.body.proof, "write:attested")
-        told = await self._books.of(credential.log_id).record(sent, credential, key)
-        return told.encode(minimal=minimal)
+        return await self._books.of(credential.log_id).record(sent, credential, key, minimal=minimal)
 
     async def begin(self, raw: bytes, credential: Credential, *, minimal: bool = False) -> bytes:
         """Mint a device (`DeviceBody` to `Minted`), and record its first act where it comes with one.
@@ -92,8 +91,8 @@ class Writer:
                 subject=device.subject, records=body.records, id=body.id, notice=body.notice, method=body.method,
                 evidence=body.evidence,
             )  # fmt: skip
-            told = await book.record(Sent(act, range(len(act.records)), ()), credential, None)
-            answer = msgspec.Raw(told.encode(minimal=minimal))
+            sent = Sent(act, range(len(act.records)), ())
+            answer = msgspec.Raw(await book.record(sent, credential, None, minimal=minimal))
         if body.records and all(record.status in RESTRICTIVE for record in body.records):
             return _MINTED.encode({"identifier": None, "token": None, "cookie": None, "recorded": answer})
         domain = (await book.policy())[1].tenant.cookie_domain
@@ -114,28 +113,28 @@ class _Book:
         self.version: int | None = None
         self.batcher: Batcher[Act, Told] = Batcher(group_commit(self.commit))
 
-    async def record(self, sent: Sent, credential: Credential, key: str | None) -> Told:
+    async def record(self, sent: Sent, credential: Credential, key: str | None, *, minimal: bool) -> bytes:
         while True:
             version, policy = await self.policy()
             act, errors = prepare(policy, version, sent, credential, key, self.ledger.hasher)
             try:
                 if act is not None and not errors:
-                    return await self._whole(act)
+                    return await self._whole(act, minimal=minimal)
                 if (before := await self._answered(sent, credential, key)) is not None:
-                    return before
+                    return before.encode(minimal=minimal)
                 if not await self._moved(version):
-                    raise Invalid(
-                        "Some fields cannot be accepted; no grant was recorded.", tuple(errors), await self._noes(act)
-                    )
+                    noes = await self._noes(act, minimal=minimal)
+                    raise Invalid("Some fields cannot be accepted; no grant was recorded.", tuple(errors), noes)
             except PolicyMoved:
                 self.version = None
 
-    async def _whole(self, act: Act) -> Told:
+    async def _whole(self, act: Act, *, minimal: bool) -> bytes:
         try:
-            return await self.batcher.submit(act)
+            told = await self.batcher.submit(act)
         except (KeyReused, Invalid) as error:
-            error.extra = await self._noes(act)
+            error.extra = await self._noes(act, minimal=minimal)
             raise
+        return told.encode(minimal=minimal)
 
     async def _answered(self, sent: Sent, credential: Credential, key: str | None) -> Told | None:
         """The answer that this call got before: what was in order then stays answered, whatever the policy says now."""
@@ -149,7 +148,7 @@ class _Book:
             head = await read_head(connection, self.ledger.log_id)
             return await again(connection, self.ledger, head.epoch, Earlier(row.identifier, row))
 
-    async def _noes(self, act: Act | None) -> dict[str, Any] | None:
+    async def _noes(self, act: Act | None, *, minimal: bool) -> dict[str, Any] | None:
         """Write the noes of an act, whatever became of the rest; what to tell of them beside the refusal."""
         noes = () if act is None else tuple(record for record in act.records if record.status in RESTRICTIVE)
         if act is None or not noes:
@@ -157,7 +156,7 @@ class _Book:
         # A key of their own, the same for the same body: the caller's may be taken, or be needed for a corrected call.
         key = hashlib.sha256(act.key + act.body_hash).digest()[:16]
         told = await self.batcher.submit(replace(act, records=noes, key=key))
-        return {"recorded": msgspec.Raw(told.encode())}
+        return {"recorded": msgspec.Raw(told.encode(minimal=minimal))}
 
     async def _moved(self, version: int) -> bool:
         """Whether another policy came into force: a refusal must not rest on an old one."""

@@ -28,7 +28,7 @@ the `ConsentTerminated` of the guide to DPV-27560 is no term of DPV."""
 
 BASIS_STATUS: dict[Status, dict[Basis, str]] = {
     "applies": {
-        "contract": "dpv:ContractPerformanceStatus",
+        "contract": "dpv:ContractActive",
         "legal_obligation": "dpv:LegalObligationOngoing",
         "vital_interests": "dpv:VitalInterestOngoing",
         "public_task": "dpv:PublicInterestOngoing",

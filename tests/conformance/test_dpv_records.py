@@ -38,7 +38,7 @@ REST = {
         Recipient DataProcessor ThirdParty DataProtectionAuthority GuardianOfDataSubject Assessment
         AutomatedDecisionMaking SpecialCategoryPersonalData StorageLocation StorageDuration TemporalDuration
         UntilEventDuration Required Optional NotApplicable NotAvailable DataSubjectDataSource ThirdPartyDataSource
-        PublicDataSource ContractPerformanceStatus ContractTerminationStatus Collect Store Use Share Aggregate Analyse
+        PublicDataSource ContractActive ContractTerminationStatus Collect Store Use Share Aggregate Analyse
         Combine Profiling Observe Monitor Match Assess
         hasRecordOfActivity hasProcess hasDataSubject hasRelationWithDataSubject hasDataController
         hasJointDataControllers hasDataProtectionOfficer hasRepresentative hasRecipient hasAuthority hasName hasAddress
