@@ -112,8 +112,10 @@ class Batch:
         self.openings: list[Opening] = []
         self.entries: list[bytes] = []
         """Of the ledger, one for each event, and what opens each."""
-        self.answers: list[tuple[bytes, Event, Policy]] = []
+        self.answers: list[bytes] = []
         """To the events, still without their receipts."""
+        self.said: list[tuple[Event, Policy]] = []
+        """The events as such, each with the policy that it names."""
 
     def add(self, act: Act, known: BatchRow) -> int | Earlier | Exception:
         """Write an act, as which event of this batch; or find that it was written before."""
@@ -171,7 +173,8 @@ class Batch:
         opening = Opening(msgspec.Raw(payload), strand.key.salt(event), tag(strand.key.tags, strand.events))
         self.openings.append(opening)
         self.entries.append(opening.entry)
-        self.answers.append((answer, said, act.policy))
+        self.answers.append(answer)
+        self.said.append((said, act.policy))
         self.events.append((
             event, act.identifier, strand.tenure, strand.events, ",".join([r.purpose for r in records]),
             ",".join([r.status for r in records]), act.credential, act.grade,
@@ -183,8 +186,8 @@ class Batch:
     def receipts(self, log: Log, growth: Growth) -> Iterator[Told]:
         """The answers to the events, under one checkpoint for all of them."""
         checkpoint = log.checkpoint(growth.frontier.size, growth.root)
-        for index, (told, opening) in enumerate(zip(self.answers, self.openings, strict=True), growth.first):
-            answer, event, policy = told
+        made = zip(self.answers, self.openings, self.said, strict=True)
+        for index, (answer, opening, (event, policy)) in enumerate(made, growth.first):
             yield Told(answer, issue(index, growth.proof(index), opening, checkpoint), event, policy)
 
     def _note_conflicts(self, act: Act, records: list[Prepared], members: list[Member]) -> None:
