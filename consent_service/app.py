@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol, cast
 from litestar import HttpMethod, Litestar, Request, Response
 from litestar.handlers import HTTPRouteHandler
 
-from consent_service import auth, consents, db, decisions, links, openapi, operations
+from consent_service import auth, consents, db, decisions, links, openapi, operations, records
 from consent_service.callers import Callers
 from consent_service.devices import Devices
 from consent_service.erasures import Eraser
@@ -37,6 +37,7 @@ class Services(NamedTuple):
     callers: Callers
     devices: Devices
     writer: consents.Writer
+    shower: records.Shower
     checker: decisions.Checker
     linker: links.Linker
     conflicted: links.Conflicted
@@ -97,6 +98,7 @@ async def services(settings: Settings, database_url: str) -> AsyncIterator[Servi
             callers=Callers(pool, ledgers, keyring, verifier),
             devices=devices,
             writer=writer,
+            shower=records.Shower(ledgers),
             checker=decisions.Checker(ledgers, devices),
             linker=links.Linker(ledgers, prover, challenges),
             conflicted=links.Conflicted(ledgers),
@@ -173,17 +175,29 @@ def _problem(_request: Request[Any, Any, Any], error: Exception) -> Response[byt
     return Response(body, status_code=status, headers=fields, media_type=fields.pop("content-type"))
 
 
+def _minimal(headers: Headers) -> bool:
+    """Whether the caller asks for no more than it needs: `Prefer: return=minimal` (RFC 7240)."""
+    wishes = (headers.get("prefer") or "").lower().replace(" ", "").replace('"', "").split(",")
+    return any(wish.partition(";")[0] == "return=minimal" for wish in wishes)
+
+
 # -- handlers ------------------------------------------------------------------------------------------------------
 
 
 async def record(made: Services, call: Call) -> bytes:
     """See `consents.Writer.record`."""
-    return await made.writer.record(call.body, call.credential, call.headers.get("idempotency-key"))
+    key = call.headers.get("idempotency-key")
+    return await made.writer.record(call.body, call.credential, key, minimal=_minimal(call.headers))
 
 
 async def mint(made: Services, call: Call) -> bytes:
     """See `consents.Writer.begin`."""
-    return await made.writer.begin(call.body, call.credential)
+    return await made.writer.begin(call.body, call.credential, minimal=_minimal(call.headers))
+
+
+async def show_receipt(made: Services, call: Call) -> bytes:
+    """See `records.Shower.show`."""
+    return await made.shower.show(call.body, call.credential)
 
 
 async def check(made: Services, call: Call) -> bytes:
@@ -296,6 +310,7 @@ async def description(_made: Services, _call: Call) -> bytes:
 ROUTES: dict[Operation, Handler] = {
     operations.RECORD: record,
     operations.DEVICE: mint,
+    operations.RECEIPT: show_receipt,
     operations.CHECK: check,
     operations.CHECKS: checks,
     operations.STATE: state,

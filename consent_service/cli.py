@@ -14,7 +14,20 @@ from typing import Any, NamedTuple, TextIO, TypeVar
 import click
 import msgspec
 
-from consent_service import __version__, auth, db, demo, keys, log, policies, purge, server, settings, tenants
+from consent_service import (
+    __version__,
+    auth,
+    db,
+    demo,
+    keys,
+    log,
+    policies,
+    purge,
+    records,
+    server,
+    settings,
+    tenants,
+)  # fmt: skip
 from consent_service.erasures import repeat
 from consent_service.errors import ConsentError, NotFound, SetupError
 from consent_service.ledger import Ledger, Ledgers, receipt, standing, turns
@@ -409,8 +422,12 @@ def recover_ledger(tenant: str, yes: bool, as_json: bool, data: str | None, data
     metavar="POLICY",
     help="A file that says which logs and witnesses are trusted (c2sp.org/tlog-policy).",
 )
+@click.option("--policy", "folder", metavar="FOLDER", help="The policy in force then: tells in words what it says.")
+@click.option("--language", metavar="LANGUAGE", default="en", show_default=True, help="Of those words: de or en.")
 @as_json
-def verify_file(file: TextIO, keys_given: tuple[str, ...], trust: TextIO | None, as_json: bool) -> None:
+def verify_file(
+    file: TextIO, keys_given: tuple[str, ...], trust: TextIO | None, folder: str | None, language: str, as_json: bool
+) -> None:
     """Check a receipt: offline, by itself and the keys that you trust. Exit code 0: genuine, 1: not."""
     if bool(keys_given) == (trust is not None):
         raise click.UsageError("Name whom you trust: one --key or more, or a --trust file.")
@@ -424,7 +441,23 @@ def verify_file(file: TextIO, keys_given: tuple[str, ...], trust: TextIO | None,
     except NoteError as error:
         _tell(as_json, {"genuine": False, "why": str(error)}, f"Falsified or not a receipt: {error}.")
         sys.exit(1)
-    _tell(as_json, receipt.as_json(found), receipt.as_text(found))
+    facts, said = receipt.as_json(found), receipt.as_text(found)
+    if folder is not None:
+        record, words = _record_of(found, policies.load(policies.find(folder)), language)
+        facts, said = {**facts, "record": msgspec.Raw(record), "text": words}, f"{said}\n\n{words}"
+    _tell(as_json, facts, said)
+
+
+def _record_of(found: receipt.Receipt, policy: policies.Policy, language: str) -> tuple[bytes, str]:
+    """What a genuine receipt says under a policy: the record, and in words."""
+    event = records.opened(found.payload)
+    if not records.fits(event, policy):
+        raise SetupError(
+            f"The receipt is genuine, but the policy is not the one that it names (version {event.policy}): "
+            "give the folder as it was then."
+        )
+    told = records.sheet(event, policy, language, records.Place(found.checkpoint.origin, found.index))
+    return records.receipt(event, policy), records.as_text(told)
 
 
 @consent.command("purge")

@@ -19,6 +19,7 @@ import msgspec
 
 from consent_service import db, decode, ids
 from consent_service.auth import Credential
+from consent_service.errors import Unavailable
 from consent_service.ledger import Head, Ledger, Ledgers, Opening, Revision, Tip, append, lock_head, read_head
 from consent_service.ledger.anchor import Anchor
 from consent_service.ledger.entry import ErasureMade, ErasureReason, system, tag
@@ -185,10 +186,17 @@ class Eraser:
                 by = ledger.hasher.once("credential", credential.id).hex()
                 slug = await ledger.slug(connection)
                 await _carry_out(connection, ledger, tip, found, by)
-                if self._anchor is not None:  # before it counts as done: a restored database has to be told
-                    await self._anchor.note_erasure(slug, _ENCODER.encode(found.order))
+                await self._note(slug, found.order)
         told = _told(found, tip, Revision(tip.epoch, tip.size + 1))
         return _ENCODER.encode(msgspec.structs.replace(told, erasure=found.order.erasure))
+
+    async def _note(self, slug: str, order: Order) -> None:
+        """Tell whoever restores the database, before the erasure counts as done."""
+        if self._anchor is not None:
+            try:
+                await self._anchor.note_erasure(slug, _ENCODER.encode(order))
+            except Unavailable:
+                raise Unavailable("The anchor, which has to know of an erasure, cannot be reached.") from None
 
 
 async def repeat(connection: db.Connection, ledger: Ledger, anchor: Anchor) -> int:

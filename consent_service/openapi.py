@@ -116,6 +116,16 @@ def _operation(operation: Operation, known: dict[type, Any]) -> dict[str, Any]:
                 "schema": {"type": "string", "minLength": 1, "maxLength": 256},
             }
         )
+    if operation.brief:
+        parameters.append(
+            {
+                "name": "Prefer",
+                "in": "header",
+                "required": False,
+                "description": "`return=minimal` leaves the record out of the answer (RFC 7240).",
+                "schema": {"type": "string"},
+            }
+        )
     if parameters:
         described["parameters"] = parameters
     return described

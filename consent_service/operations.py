@@ -1,24 +1,34 @@
 """Every operation that there is: who may call it, with what, for what answer. Handlers are in `app`."""
 
-from consent_service import consents, decisions, erasures, links
+from consent_service import consents, decisions, erasures, links, records
 from consent_service.auth import MAX_TOKEN
 from consent_service.callers import LogoutForm, RevokeBody, Revoked
 from consent_service.guard import Operation
+from consent_service.ledger.proof import MAX_PROOF
 
 BULK = 8 * 1024 * 1024
 """Largest body of a call that carries many items, in bytes."""
+LONG = 2 * MAX_PROOF
+"""Of a call with a receipt in it; one with much evidence is longer than the act was."""
 FORM = 3 * MAX_TOKEN + 1_024
 """Of a form with one token in it, even if every character is escaped."""
 
 RECORD = Operation(
     method="POST", path="/v1/consents", id="recordConsents", tag="consents", status=201, browser=True, keyed=True,
+    brief=True,
     summary="Record one act of a person: what they decided about one or more purposes.",
     scopes=frozenset({"write:attested", "write:device"}), body=consents.ConsentBody, answer=consents.Recorded,
 )  # fmt: skip
 DEVICE = Operation(
-    method="POST", path="/v1/devices", id="mintDevice", tag="devices", status=201, browser=True,
+    method="POST", path="/v1/devices", id="mintDevice", tag="devices", status=201, browser=True, brief=True,
     summary="Give a device an identifier of its own and the secret that proves it, with the first thing it agrees to.",
     scopes=frozenset({"write:device"}), body=consents.DeviceBody, answer=consents.Minted,
+)  # fmt: skip
+RECEIPT = Operation(
+    method="POST", path="/v1/receipts", id="showReceipt", tag="records", browser=True, max_body=LONG,
+    scopes=frozenset({"write:attested", "write:device", "state"}),
+    summary="What a receipt says, once it is verified: as JSON-LD, and in words for people.",
+    body=records.ReceiptBody, answer=records.ReceiptShown,
 )  # fmt: skip
 CHECK = Operation(
     method="POST", path="/v1/check", id="check", tag="decisions", browser=True,
@@ -117,6 +127,6 @@ DESCRIPTION = Operation(
 )  # fmt: skip
 
 ALL = (
-    RECORD, DEVICE, CHECK, CHECKS, STATE, HISTORY, LINKS, CONFLICTS, CHALLENGE, LINK, END, ANNUL, ERASE, REVOKE, LOGOUT,
-    CHECKPOINT, TILE, LIVE, READY, METRICS, DOCS, DESCRIPTION,
+    RECORD, DEVICE, RECEIPT, CHECK, CHECKS, STATE, HISTORY, LINKS, CONFLICTS, CHALLENGE, LINK, END, ANNUL, ERASE,
+    REVOKE, LOGOUT, CHECKPOINT, TILE, LIVE, READY, METRICS, DOCS, DESCRIPTION,
 )  # fmt: skip

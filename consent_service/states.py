@@ -27,6 +27,8 @@ STATUSES: tuple[Status, ...] = get_args(Status)
 GRANTS: frozenset[str] = frozenset({"given", "confirmed", "renewed"})
 RESTRICTIVE: frozenset[str] = frozenset({"withdrawn", "refused", "objected"})
 """A person's no: needs a subject and a purpose, nothing else, and always stands."""
+FOR_ALL: frozenset[str] = RESTRICTIVE | {"restricted", "restriction_lifted"}
+"""What may be said of all purposes at once, and passes down from a purpose to those that belong to it."""
 CARRIED: frozenset[str] = RESTRICTIVE | {"restricted", "ceased"}
 """What holds for every identifier of the person, also after they are no longer linked."""
 

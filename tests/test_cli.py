@@ -667,6 +667,16 @@ def test_a_receipt_is_verified_by_whoever_has_it_and_the_key(place: Path):
         assert (found["genuine"], found["payload"]["records"][0]["status"]) == (True, said)
     told = consent(place, "verify", "receipt.tlog-proof", "--key", key).stdout
     assert told.startswith(f"Genuine: entry {last - 1} of the ledger localhost/demo, which had {last} entries then")
+    verify = ("verify", "receipt.tlog-proof", "--key", key, "--policy")
+    worded = consent(place, *verify, "demo", "--language", "de").stdout
+    assert worded.startswith(told.rstrip())
+    assert "Beleg über Ihre Entscheidung" in worded
+    assert f"Eintrag: {last - 1}\n" in worded
+    facts = json.loads(consent(place, *verify, "demo", "--json").stdout)
+    assert facts["record"]["@type"] == "dpv:ConsentReceipt"
+    assert facts["text"].startswith("Receipt for your decision")
+    other = consent(place, *verify, "demo-at")
+    assert (other.returncode, "is not the one that it names (version 1)" in other.stderr) == (2, True)
     (place / "trusted").write_text(f"# ours\nlog {key}\nquorum none\n")
     assert consent(place, "verify", "receipt.tlog-proof", "--trust", "trusted").returncode == 0
 

@@ -61,7 +61,9 @@ def examples() -> Iterator[tuple[str, str]]:
 
 
 def still(answer: object) -> object:
-    """An answer without what differs from run to run: ids, times and proofs."""
+    """An answer without what differs from run to run: ids, times and proofs. Of its record the type is enough."""
+    if isinstance(answer, dict) and isinstance(answer.get("record"), dict):
+        answer = answer | {"record": {"@type": answer["record"]["@type"], "…": "…"}}
     text = json.dumps(answer, ensure_ascii=False)
     text = re.sub(r"(c2sp\.org/tlog-proof@v1\\n)[^\"]*", r"\1…", text)
     text = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "id", text)

@@ -38,6 +38,7 @@ from consent_service.devices import Device, Devices
 from consent_service.errors import ConsentError
 from consent_service.guard import Operation
 from consent_service.ledger import entry, tiles
+from consent_service.ledger.proof import Proof
 from consent_service.policies import Duration, Issuer, Policy, store
 from consent_service.settings import Settings
 from consent_service.subjects import Hasher
@@ -128,6 +129,8 @@ class Tenant:
     nonce: str = ""
     """Of a challenge for the spare device."""
     links: dict[str, str] = field(default_factory=dict)
+    receipt: str = ""
+    """Of what was said about a purpose that only this tenant has."""
     told: set[str] = field(default_factory=set)
     """Every id in its answers."""
 
@@ -364,7 +367,7 @@ async def furnish(world: World, me: Tenant) -> None:
     for device in (me.device, me.spare):
         await record("visit", named(device), said("analytics", status), by="publishable", proof=device.token)
     await do(world, me, "service", operations.RECORD, Sent({**SAME, "id": f"order-{me.word}"}))
-    await do(world, me, "service", operations.RECORD, Sent(me.club))
+    me.receipt = (await do(world, me, "service", operations.RECORD, Sent(me.club)))["receipt"]
     await do(world, me, "publishable", operations.DEVICE, Sent(me.visit))
     await furnish_links(world, me)
     await do(world, me, "admin", operations.REVOKE, Sent({"issuer": LOGIN, "jti": "old"}))
@@ -411,6 +414,7 @@ async def furnish_links(world: World, me: Tenant) -> None:
 def pretend(me: Tenant) -> None:
     """Ids as they might be had the tenant ever done anything."""
     me.links = {name: str(ALIKE.get(name) or ids.event_id()) for name in LINKS}
+    me.receipt = str(Proof(b"", 0, (), f"localhost/{me.word}\n"))
 
 
 # -- what tenants call ------------------------------------------------------------------------------------------------
@@ -452,6 +456,10 @@ def reads(me: Tenant, them: Tenant) -> dict[str, list[Sent]]:
     return {
         "check": [*map(Sent, [*check, offer, *late])],
         "checkMany": [Sent({"checks": [*check, offer]}), *(Sent({"checks": [one]}) for one in late)],
+        "showReceipt": [
+            *(Sent({"receipt": me.receipt, "language": "en", "format": form}) for form in ("text", "html", "json")),
+            *(Sent({"receipt": one}) for one in (them.receipt, "nonsense")),
+        ],
         "readState": [*map(Sent, [*about, {"subject": PHONE}])],
         "readHistory": [
             *map(Sent, everybody),
@@ -527,7 +535,8 @@ def test_every_operation_and_every_field_is_called() -> None:
 
 IDS = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|d[vt]_[0-9]+_[\w-]{22}(?:_[\w-]{43})?")
 PASSING = re.compile(
-    r'[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]+Z|(?<="nonce":")[\w-]+|(?<="error_id":")\w+|(?<="receipt":")[^"]+|\b(client|officer|person):[0-9a-f]{32}\b'
+    r'[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]+Z|(?<="nonce":")[\w-]+|(?<="error_id":")\w+|(?<="receipt":")[^"]+'
+    r"|[0-9]{1,2} [A-Z][a-z]+ [0-9]{4}, [0-9:]{5} \(UTC\)|\b(client|officer|person):[0-9a-f]{32}\b"
 )
 
 
@@ -1077,6 +1086,7 @@ class Victim:
     nonce: str
     """Of a challenge for Eve's device."""
     links: dict[str, str] = field(default_factory=dict)
+    receipt: str = ""
 
     def by(self, namespace: str) -> dict[str, str]:
         return {"type": namespace, "id": f"{namespace} of {self.name}"}
@@ -1126,7 +1136,7 @@ async def appear(world: World, me: Tenant) -> Victim:
     await link("group", v.login, group=v.by("household"))
     await link("guardian", v.child, guardian=v.login, age_out=AGE_OUT)
     sent = Sent(act(uuid.uuid4().hex, v.child, said("profiling", "given"), guardian=v.login))
-    await do(world, me, "service", operations.RECORD, sent)
+    v.receipt = (await do(world, me, "service", operations.RECORD, sent))["receipt"]
     return v
 
 
@@ -1235,6 +1245,7 @@ def asking(v: Victim, proof: str | None) -> dict[str, list[Sent]]:
     check = [{**one, "purpose": "analytics", "channel": "web"} for one in about]
     who = [Sent({"subject": subject}) for subject in v.everyone[:2]]
     return {
+        "showReceipt": [Sent({"receipt": v.receipt, "format": form}) for form in ("text", "html", "json")],
         "check": [*map(Sent, check[:2])],
         "checkMany": [Sent({"checks": check})],
         "readState": [*map(Sent, about[:2])],

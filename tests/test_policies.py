@@ -367,6 +367,9 @@ FIRING = {
     ),
     "new_recipients_are_material": next_version(DEMO, "phone-script", recipients=("far",), material=False),
     "notices_name_recipients": next_version(DEMO, "phone-script", recipients=()),
+    "recipients_can_be_reached": changed("analytics", recipients=(ABROAD,)),
+    "optional_data_is_data": changed("analytics", optional_data=("pd:Name",)),
+    "storage_is_known": msgspec.structs.replace(DEMO, tenant=msgspec.structs.replace(DEMO.tenant, storage=())),
     "required_notices_exist": changed("analytics", required_notice={"phone-script": 1}),
     "material_versions_are_required": next_version(DEMO, "phone-script"),
 }
@@ -395,6 +398,8 @@ def test_each_rule_fires_where_it_should_and_not_on_the_example(rule: Any):
         (changed("analytics", required_notice={"account": 2}), "required_notice/account", "versions that do: 1"),
         (next_version(DEMO, "account"), "marketing.push.toml#/required_notice/account", "required_notice.account = 2"),
         (changed("analytics", recipients=(ABROAD,)), BANNER, "`required_notice.web-banner = 2`"),
+        (changed("analytics", recipients=(ABROAD,)), "recipients/0/contact", 'add for example `contact = "privacy@'),
+        (changed("analytics", storage=("US",)), "analytics.toml#/storage", "where no recipient is; name who stores it"),
         (trusting({"jwks_uri": "http://id.example/keys"}), "issuers/0/jwks_uri", "write https"),
         (trusting({}, {"kind": "service", "scopes": ["check"]}), "issuers/1/audience", "stands twice"),
         (trusting({"kind": "service"}), "issuers/0/scopes", 'add e.g. `scopes = ["check"]`'),
@@ -416,6 +421,8 @@ def test_rules_say_what_to_write(policy: Policy, pointer: str, remedy: str):
         trusting({"issuer": "http://127.0.0.1:9", "jwks_uri": "http://localhost:9/keys", "clients": ["shop"]}),
         trusting({**OFFICER, "assurance": {"approver": {"amr": ["mfa"]}}}),
         next_version(DEMO, "phone-script", material=False, changes={"de": "Tippfehler.", "en": "Typing errors."}),
+        changed("share.partner", storage=("DE", "US")),
+        changed("analytics", optional_data=("pd:DeviceBased",)),
     ],
 )
 def test_rules_leave_sound_policies_alone(policy: Policy):
@@ -477,6 +484,20 @@ def test_nothing_changed_nothing_planned():
     assert plan(DEMO, decode_policy(canonical(DEMO))) == []
 
 
+def test_a_policy_that_was_stored_before_a_field_was_known_can_still_be_read():
+    tree = msgspec.json.decode(canonical(DEMO))
+    del tree["tenant"]["storage"]
+    for purpose in tree["purposes"].values():
+        for field in ("storage", "sources", "processing", "optional_data"):
+            del purpose[field]
+        for recipient in purpose["recipients"]:
+            del recipient["address"], recipient["contact"]
+    old = decode_policy(msgspec.json.encode(tree))
+    assert old.tenant.storage == old.purposes["analytics"].storage == ()
+    assert {change.what for change in plan(old, DEMO)} >= {"tenant", "purpose analytics", "purpose newsletter"}
+    assert not any(change.refused for change in plan(old, DEMO))
+
+
 def test_first_plan_adds_and_publishes_everything():
     changes = plan(None, DEMO)
     assert [change.kind for change in changes].count("added") == 1 + 5 + 14
@@ -503,6 +524,10 @@ NEW = {
     "use_is_recorded": True,
     "runs_under_restriction": True,
     "data_categories": ("pd:Name",),
+    "optional_data": ("pd:DeviceBased",),
+    "sources": ("data_subject", "public"),
+    "processing": ("dpv:Use",),
+    "storage": ("AT", "DE"),
     "recipients": (ABROAD,),
     "joint_controllers": (DEMO.tenant.controller,),
     "channels": ("web", "shop"),
@@ -534,6 +559,8 @@ SAID = {
     "on_outage": "purpose analytics: in an outage checks now answer what was known last, for PT1M instead of deny",
     "reask_after_refusal": "purpose analytics: the rest after a refusal is now P1M instead of P6M",
     "data_categories": "purpose analytics: the data is now pd:Name instead of pd:BrowsingBehavior, pd:DeviceBased",
+    "sources": "purpose analytics: the source of the data is now data_subject, public instead of data_subject",
+    "storage": "purpose analytics: data is stored in AT, DE instead of where the tenant stores",
     "retention": "purpose analytics: data is kept P1M after collection instead of P13M after collection",
     "age": "purpose analytics: people now consent alone from 18 years on; "
     "those of unknown age are denied `age_unverified`",
@@ -566,6 +593,8 @@ def test_remaining_turns_of_phrase():
     recipient = DEMO.purposes["newsletter"].recipients[0]
     moved = changed("newsletter", recipients=(msgspec.structs.replace(recipient, country="DE"),))
     assert "is now Postwerk Versand GmbH (processor, DE, none_needed)" in told(plan(DEMO, moved)).text
+    reached = changed("newsletter", recipients=(msgspec.structs.replace(recipient, contact="post@postwerk.example"),))
+    assert "how to reach Postwerk Versand GmbH is written anew" in only(plan(DEMO, reached)).text
     reviewed = changed("offer.automated", significant_adm=SignificantDecision(logic={"en": "x"}, human_contact="y"))
     assert "described anew" in only(plan(DEMO, reviewed)).text
     young = changed("profiling", age=AgeRule(minimum="digital_consent", age_unknown="deny"))

@@ -7,11 +7,11 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from consent_service.consents.model import Recorded, StateNow
-from consent_service.consents.prepare import FOR_ALL, Act, Prepared
+from consent_service.consents.prepare import Act, Prepared
 from consent_service.decisions import REASONS, Ask, Decision, Reason, decide, is_silenced
 from consent_service.ledger import Revision
 from consent_service.policies import Policy
-from consent_service.states import ALL_PURPOSES, ANY, GRANTS, RESTRICTIVE, SLOT, Slot, State
+from consent_service.states import ALL_PURPOSES, ANY, FOR_ALL, GRANTS, RESTRICTIVE, SLOT, Slot, State
 from consent_service.tenures import Person
 
 

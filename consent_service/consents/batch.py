@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from uuid import UUID
 
 import msgspec
@@ -15,13 +15,13 @@ from consent_service import ids
 from consent_service.consents.answer import recorded
 from consent_service.consents.model import Shown
 from consent_service.consents.prepare import Act, Prepared
-from consent_service.consents.receipts import Earlier, told
+from consent_service.consents.receipts import Earlier, Told
 from consent_service.decisions import Ask, decide, open_conflicts
 from consent_service.errors import ConsentError, Erased, FieldError, Invalid, KeyReused
 from consent_service.ledger import Growth, Head, Ledger, Log, Opening, Revision, issue
 from consent_service.ledger.entry import tag
 from consent_service.ledger.tree import Frontier, leaf_hash
-from consent_service.policies import GRADES
+from consent_service.policies import GRADES, Policy
 from consent_service.states import (
     ANY,
     CARRIED,
@@ -114,6 +114,8 @@ class Batch:
         """Of the ledger, one for each event, and what opens each."""
         self.answers: list[bytes] = []
         """To the events, still without their receipts."""
+        self.said: list[tuple[Event, Policy]] = []
+        """The events as such, each with the policy that it names."""
 
     def add(self, act: Act, known: BatchRow) -> int | Earlier | Exception:
         """Write an act, as which event of this batch; or find that it was written before."""
@@ -168,11 +170,13 @@ class Batch:
         revision = Revision(self.head.epoch, self.head.size + len(self.events) + 1)
         answer = _ANSWER.encode(recorded(act, records, states, self._told(act, members), event, revision, now))
         shown = act.notice or _NO_NOTICE
-        payload = _payload(act, records, event, guardian, now)
+        said = _event(act, records, event, guardian, now)
+        payload = _PAYLOAD.encode(said)
         opening = Opening(msgspec.Raw(payload), strand.key.salt(event), tag(strand.key.tags, strand.events))
         self.openings.append(opening)
         self.entries.append(opening.entry)
         self.answers.append(answer)
+        self.said.append((said, act.policy))
         self.events.append((
             event, act.identifier, strand.tenure, strand.events, ",".join([r.purpose for r in records]),
             ",".join([r.status for r in records]), act.credential, act.grade,
@@ -181,11 +185,12 @@ class Batch:
             act.method or "",
         ))  # fmt: skip
 
-    def receipts(self, log: Log, growth: Growth) -> Iterator[bytes]:
+    def receipts(self, log: Log, growth: Growth) -> Iterator[Told]:
         """The answers to the events, under one checkpoint for all of them."""
         checkpoint = log.checkpoint(growth.frontier.size, growth.root)
-        for index, (answer, opening) in enumerate(zip(self.answers, self.openings, strict=True), growth.first):
-            yield told(answer, issue(index, growth.proof(index), opening, checkpoint))
+        made = zip(self.answers, self.openings, self.said, strict=True)
+        for index, (answer, opening, (event, policy)) in enumerate(made, growth.first):
+            yield Told(answer, issue(index, growth.proof(index), opening, checkpoint), event, policy)
 
     def _note_conflicts(self, act: Act, records: list[Prepared], members: list[Member]) -> None:
         """What is said late may contradict what was said before two identifiers were linked."""
@@ -363,27 +368,25 @@ def _carried(act: Act, state: State, members: list[Member]) -> Iterator[State]:
         )
 
 
-def _payload(act: Act, records: list[Prepared], event: UUID, guardian: UUID | None, now: datetime) -> bytes:
-    """The whole act as canonical JSON: what history shows and what a proof will be about."""
-    return _PAYLOAD.encode(
-        Event(
-            event=event,
-            recorded_at=now,
-            subject=act.subject,
-            records=[
-                EventRecord(
-                    r.purpose, r.status, r.channel or None, r.contact_value, r.recipient or None, r.occurred_at or now
-                )
-                for r in records
-            ],
-            notice=None
-            if act.notice is None
-            else EventNotice(act.notice.id, act.notice.version, act.notice.language, act.notice_hash),
-            method=act.method,
-            evidence=act.evidence,
-            grade=GRADES[act.grade],
-            guardian=guardian,
-            credential=act.credential,
-            policy=act.policy_version,
-        )
+def _event(act: Act, records: list[Prepared], event: UUID, guardian: UUID | None, now: datetime) -> Event:
+    """The whole act: what history shows and what a proof is about."""
+    return Event(
+        event=event,
+        recorded_at=now,
+        subject=act.subject,
+        records=[
+            EventRecord(
+                r.purpose, r.status, r.channel or None, r.contact_value, r.recipient or None, r.occurred_at or now
+            )
+            for r in records
+        ],
+        notice=None
+        if act.notice is None
+        else EventNotice(act.notice.id, act.notice.version, act.notice.language, act.notice_hash),
+        method=act.method,
+        evidence=cast("dict[str, Any] | None", act.evidence),
+        grade=GRADES[act.grade],
+        guardian=guardian,
+        credential=act.credential,
+        policy=act.policy_version,
     )

@@ -94,6 +94,10 @@ class Recorded(msgspec.Struct, frozen=True):
     recorded_at: Moment
     effective_by: Moment
     receipt: str | None = None
+    """The proof that it is an entry of the ledger (c2sp.org/tlog-proof@v1)."""
+    record: dict[str, Any] | None = None
+    """The same in terms that others know: a consent receipt as JSON-LD (DPV 2.3, after ISO/IEC TS 27560:2023); null
+    with `Prefer: return=minimal`."""
 
 
 class Minted(msgspec.Struct, frozen=True, kw_only=True):

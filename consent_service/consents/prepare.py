@@ -8,12 +8,12 @@ from typing import Any, NamedTuple, cast
 
 import msgspec
 
-from consent_service import clock, decode, ids
+from consent_service import clock, decode, ids, jcs
 from consent_service.auth import Credential
 from consent_service.consents.model import ConsentBody, Record, Shown
 from consent_service.errors import FieldError, Invalid, KeyMissing
 from consent_service.policies import GRADES, Method, Notice, Policy, Purpose
-from consent_service.states import ALL_PURPOSES, ANY, GRANTS, RESTRICTIVE, SLOT, Slot, Status
+from consent_service.states import ALL_PURPOSES, ANY, FOR_ALL, GRANTS, RESTRICTIVE, SLOT, Slot, Status
 from consent_service.subjects import MAX_ID, Hasher, Subject, id_errors
 
 CLOCK_SKEW = timedelta(seconds=5)
@@ -22,7 +22,6 @@ _EARLIEST = datetime(1990, 1, 1, tzinfo=UTC)
 _ATTESTED_ONLY = frozenset({"confirmed", "applies", "ceased", "restricted", "restriction_lifted"})
 _WITH_NOTICE = GRANTS | {"requested"}
 _WITHOUT_KEY = RESTRICTIVE | {"ceased", "restricted"}
-FOR_ALL = RESTRICTIVE | {"restricted", "restriction_lifted"}
 
 
 class Prepared(msgspec.Struct, frozen=True, gc=False):
@@ -52,7 +51,8 @@ class Act(msgspec.Struct, frozen=True, gc=False):
     notice: Shown | None
     notice_hash: str | None
     method: Method | None
-    evidence: dict[str, Any] | None
+    evidence: msgspec.Raw | None
+    """Canonical JSON."""
     grade: int
     whole: bool
     """Whether the caller may be told what holds for the person, or for the identifier alone."""
@@ -89,6 +89,7 @@ class _Preparation:
         if self.body.guardian is not None:
             self.errors += id_errors(self.body.guardian.id, "/guardian/id")
         self.notice = self._notice()
+        self.evidence = self._evidence()
         if self.body.guardian is not None and not self.attested:
             self.errors.append(FieldError("/guardian", "is for credentials with the scope `write:attested`"))
         prepared = [self._record(place, record) for place, record in zip(sent.places, self.body.records, strict=True)]
@@ -118,6 +119,16 @@ class _Preparation:
             self.errors.append(FieldError("/notice/language", f"is none of this notice's languages: {known}"))
             return None
         return notice
+
+    def _evidence(self) -> msgspec.Raw | None:
+        """In canonical form; a no stands without what cannot be brought into it."""
+        if self.body.evidence is None:
+            return None
+        try:
+            return jcs.canonical(self.body.evidence, "/evidence")
+        except Invalid as invalid:
+            self.errors += invalid.errors
+            return None
 
     def _record(self, place: int, record: Record) -> Prepared | None:
         pointer = f"/records/{place}"
@@ -336,7 +347,7 @@ def prepare(
         notice=None if notice is None else body.notice,
         notice_hash=None if notice is None else notice.hash,
         method=body.method,
-        evidence=body.evidence,
+        evidence=prepared.evidence,
         grade=grade_of(credential, body.method),
         whole=attests(credential) or credential.kind == "person",
         guardian=b"" if body.guardian is None else hasher.identifier(body.guardian),

@@ -1,6 +1,7 @@
 """Answers with their receipts: to what was just written, and once more to what was written before.
 
-Receipts are not stored: for the same place in the same tree they come out the same.
+Receipts and records are not stored: for the same place in the same tree, and for the same event and policy, they come
+out the same.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from uuid import UUID
 
 import msgspec
 
-from consent_service import db
+from consent_service import db, records
 from consent_service.ledger import Head, Ledger, issue, prove
 from consent_service.ledger.entry import tag
 from consent_service.ledger.receipt import Opening
+from consent_service.policies import Policy
+from consent_service.states import Event
 from consent_service.vault import Place, answer_to
 
 
@@ -34,16 +37,30 @@ class Earlier(NamedTuple):
 
 
 _ENCODER = msgspec.json.Encoder()
+_EVENT = msgspec.json.Decoder(Event)
+_OPEN = b'"receipt":null,"record":null}'
+"""How an answer (`Recorded`) ends as it is kept."""
 _READ_OPENING = db.one("ledger", "read_opening", OpeningRow)
 
 
-def told(answer: bytes, receipt: str) -> bytes:
-    """An answer (`Recorded`, whose last member is the receipt) with its receipt."""
-    return answer.removesuffix(b"null}") + _ENCODER.encode(receipt) + b"}"
+class Told(NamedTuple):
+    """An answer (`Recorded` as it is kept), and what makes it whole."""
+
+    answer: bytes
+    receipt: str
+    event: Event
+    policy: Policy
+    """That the event names."""
+
+    def encode(self, *, minimal: bool = False) -> bytes:
+        """The answer with its receipt and, unless it is to be `minimal`, the record."""
+        record = b"null" if minimal else records.receipt(self.event, self.policy)
+        start = self.answer.removesuffix(_OPEN)
+        return b"".join((start, b'"receipt":', _ENCODER.encode(self.receipt), b',"record":', record, b"}"))
 
 
-async def again(connection: db.Connection, ledger: Ledger, head: Head, earlier: Earlier) -> bytes:
-    """The answer that an act got before, with the receipt that it got."""
+async def again(connection: db.Connection, ledger: Ledger, head: Head, earlier: Earlier) -> Told:
+    """The answer that an act got before, with the receipt and the record that it got."""
     row = earlier.row
     key = ledger.vault.open(Place(ledger.log_id, earlier.identifier, row.answer_tenure), row.answer_key)
     found = await _READ_OPENING(connection, ledger.log_id, row.answer_idx)
@@ -52,4 +69,7 @@ async def again(connection: db.Connection, ledger: Ledger, head: Head, earlier: 
     opening = Opening(payload, key.salt(found.event), tag(key.tags, found.sequence))
     root, hashes = await prove(connection, ledger.log_id, row.answer_idx, row.answer_size)
     checkpoint = (await ledger.log(connection, head)).checkpoint(row.answer_size, root)
-    return told(key.open(answer_to(row.answer_event), row.answer), issue(row.answer_idx, hashes, opening, checkpoint))
+    event = _EVENT.decode(payload)
+    policy = await ledger.policies.get(connection, ledger.log_id, event.policy)
+    receipt = issue(row.answer_idx, hashes, opening, checkpoint)
+    return Told(key.open(answer_to(row.answer_event), row.answer), receipt, event, policy)

@@ -15,7 +15,7 @@ from consent_service.auth import Credential
 from consent_service.consents.batch import Batch, BatchRow, PolicyMoved
 from consent_service.consents.model import ConsentBody, DeviceBody
 from consent_service.consents.prepare import Act, Sent, earlier, prepare, read
-from consent_service.consents.receipts import Earlier, again
+from consent_service.consents.receipts import Earlier, Told, again
 from consent_service.devices import Devices, cookie
 from consent_service.errors import Frozen, Invalid, KeyMissing, KeyReused, NotFound
 from consent_service.ledger import (
@@ -71,8 +71,10 @@ class Writer:
         self._devices = devices
         self._books = PerLedger(ledgers, _Book)
 
-    async def record(self, raw: bytes, credential: Credential, key: str | None) -> bytes:
+    async def record(self, raw: bytes, credential: Credential, key: str | None, *, minimal: bool = False) -> bytes:
         """Record one act; returns the answer (`Recorded` as JSON), the same for a retry with the same key.
+
+        `minimal`: without the record, which whoever has the receipt and the policy can make.
 
         Raises:
             Malformed, Invalid, KeyMissing, KeyReused, Forbidden: see there. `Invalid.extra["recorded"]` holds the
@@ -81,9 +83,9 @@ class Writer:
         """
         sent = read(raw)
         self._devices.demand_own(credential, sent.body.subject, sent.body.proof, "write:attested")
-        return await self._books.of(credential.log_id).record(sent, credential, key)
+        return await self._books.of(credential.log_id).record(sent, credential, key, minimal=minimal)
 
-    async def begin(self, raw: bytes, credential: Credential) -> bytes:
+    async def begin(self, raw: bytes, credential: Credential, *, minimal: bool = False) -> bytes:
         """Mint a device (`DeviceBody` to `Minted`), and record its first act where it comes with one.
 
         Raises:
@@ -103,7 +105,8 @@ class Writer:
                 subject=device.subject, records=body.records, id=body.id, notice=body.notice, method=body.method,
                 evidence=body.evidence,
             )  # fmt: skip
-            answer = msgspec.Raw(await book.record(Sent(act, range(len(act.records)), ()), credential, None))
+            sent = Sent(act, range(len(act.records)), ())
+            answer = msgspec.Raw(await book.record(sent, credential, None, minimal=minimal))
         if body.records and all(record.status in RESTRICTIVE for record in body.records):
             return _MINTED.encode({"identifier": None, "token": None, "cookie": None, "recorded": answer})
         domain = (await book.policy())[1].tenant.cookie_domain
@@ -122,32 +125,32 @@ class _Book:
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
         self.version: int | None = None
-        self.batcher: Batcher[Act, bytes] = Batcher(group_commit(self.commit))
+        self.batcher: Batcher[Act, Told] = Batcher(group_commit(self.commit))
 
-    async def record(self, sent: Sent, credential: Credential, key: str | None) -> bytes:
+    async def record(self, sent: Sent, credential: Credential, key: str | None, *, minimal: bool) -> bytes:
         while True:
             version, policy = await self.policy()
             act, errors = prepare(policy, version, sent, credential, key, self.ledger.hasher)
             try:
                 if act is not None and not errors:
-                    return await self._whole(act)
+                    return await self._whole(act, minimal=minimal)
                 if (before := await self._answered(sent, credential, key)) is not None:
-                    return before
+                    return before.encode(minimal=minimal)
                 if not await self._moved(version):
-                    raise Invalid(
-                        "Some fields cannot be accepted; no grant was recorded.", tuple(errors), await self._noes(act)
-                    )
+                    noes = await self._noes(act, minimal=minimal)
+                    raise Invalid("Some fields cannot be accepted; no grant was recorded.", tuple(errors), noes)
             except PolicyMoved:
                 self.version = None
 
-    async def _whole(self, act: Act) -> bytes:
+    async def _whole(self, act: Act, *, minimal: bool) -> bytes:
         try:
-            return await self.batcher.submit(act)
+            told = await self.batcher.submit(act)
         except (KeyReused, Invalid) as error:
-            error.extra = await self._noes(act)
+            error.extra = await self._noes(act, minimal=minimal)
             raise
+        return told.encode(minimal=minimal)
 
-    async def _answered(self, sent: Sent, credential: Credential, key: str | None) -> bytes | None:
+    async def _answered(self, sent: Sent, credential: Credential, key: str | None) -> Told | None:
         """The answer that this call got before: what was in order then stays answered, whatever the policy says now."""
         call = earlier(sent, credential, key, self.ledger.hasher)
         if call is None:
@@ -159,14 +162,15 @@ class _Book:
             head = await read_head(connection, self.ledger.log_id)
             return await again(connection, self.ledger, head, Earlier(row.identifier, row))
 
-    async def _noes(self, act: Act | None) -> dict[str, Any] | None:
+    async def _noes(self, act: Act | None, *, minimal: bool) -> dict[str, Any] | None:
         """Write the noes of an act, whatever became of the rest; what to tell of them beside the refusal."""
         noes = () if act is None else tuple(record for record in act.records if record.status in RESTRICTIVE)
         if act is None or not noes:
             return None
         # A key of their own, the same for the same body: the caller's may be taken, or be needed for a corrected call.
         key = hashlib.sha256(act.key + act.body_hash).digest()[:16]
-        return {"recorded": msgspec.Raw(await self.batcher.submit(replace(act, records=noes, key=key)))}
+        told = await self.batcher.submit(replace(act, records=noes, key=key))
+        return {"recorded": msgspec.Raw(told.encode(minimal=minimal))}
 
     async def _moved(self, version: int) -> bool:
         """Whether another policy came into force: a refusal must not rest on an old one."""
@@ -188,7 +192,7 @@ class _Book:
         self.version = head.policy
         return head.policy, policy
 
-    async def commit(self, acts: Sequence[Act]) -> Sequence[bytes | Exception]:
+    async def commit(self, acts: Sequence[Act]) -> Sequence[Told | Exception]:
         """Write a batch, all of it or nothing.
 
         The first try reads without a lock and writes on the condition that the ledger is as it was read: two round
@@ -239,10 +243,10 @@ class _Book:
         )
         return _Tried(head, log, batch, growth, done) if written is not None and written.heads else None
 
-    async def _answer(self, connection: db.Connection, tried: _Tried) -> Sequence[bytes | Exception]:
+    async def _answer(self, connection: db.Connection, tried: _Tried) -> Sequence[Told | Exception]:
         """What each act is answered, now that all of it is committed: nothing is signed before."""
         head, log, batch, growth, done = tried
-        receipts: list[bytes] = []
+        receipts: list[Told] = []
         if growth is not None:
             receipts = list(batch.receipts(log, growth))
             self.ledger.signed = Checkpoint(log.origin, growth.frontier.size, growth.root)

@@ -31,7 +31,7 @@ from consent_service.guard.refusals import failure, kind_of
 
 _BEARER = b"bearer "
 _PREFLIGHT = (
-    (b"access-control-allow-headers", b"authorization, content-type, idempotency-key"),
+    (b"access-control-allow-headers", b"authorization, content-type, idempotency-key, prefer"),
     (b"access-control-max-age", b"600"),
 )
 _MAX_ORIGIN = 255

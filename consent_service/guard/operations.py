@@ -35,6 +35,8 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     """Statuses of errors beyond those that every operation has."""
     keyed: bool = False
     """Takes an idempotency key."""
+    brief: bool = False
+    """Answers with less where `Prefer: return=minimal` asks for it (RFC 7240)."""
     max_body: int = 65_536
     """Bytes."""
     form: bool = False

@@ -87,6 +87,8 @@ class Linked(msgspec.Struct, frozen=True, kw_only=True):
     effective_by: Moment
     receipt: str | None
     """For what was written (c2sp.org/tlog-proof@v1); null where nothing was."""
+    record: None = None
+    """Always null: that two identifiers belong together is no consent."""
 
 
 class EndBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

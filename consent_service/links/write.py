@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import msgspec
 
-from consent_service import db, decode, ids, revocations
+from consent_service import db, decode, ids, jcs, revocations
 from consent_service.auth import Credential, is_of_token
 from consent_service.decisions import open_conflicts
 from consent_service.errors import Forbidden, NotFound, Taken
-from consent_service.ledger import Ledger, Ledgers, Opening, Revision, Tip, append, issue, lock_head, read_head
+from consent_service.ledger import Growth, Ledger, Ledgers, Opening, Revision, Tip, append, issue, lock_head, read_head
 from consent_service.ledger.entry import tag
 from consent_service.links.model import (
     AnnulBody,
@@ -120,37 +120,46 @@ class Linker:
             Invalid, Forbidden, Unauthenticated, Unavailable: see there.
         """
         body = decode.body(raw, LinkBody, unique=True)
+        if body.evidence is not None:
+            jcs.canonical(body.evidence, "/evidence")  # refused before anything is done
         ledger = self._ledgers.of(credential.log_id)
         async with ledger.connection() as connection:
             head = await read_head(connection, ledger.log_id)
             policy = await ledger.policies.get(connection, ledger.log_id, head.policy)
         claim = await self._prover.prove(policy, credential, body)
-        async with ledger.connection() as connection, connection.transaction():
-            change = await _Change.begin(ledger, connection, credential)
-            row, conflicts = await change.link(claim, body)
-            return _ENCODER.encode(await change.finish(row, conflicts))
+        async with ledger.connection() as connection:
+            async with connection.transaction():
+                change = await _Change.begin(ledger, connection, credential)
+                row, conflicts = await change.link(claim, body)
+                linked = await change.finish(row, conflicts)
+            return _ENCODER.encode(await change.proved(linked))
 
     async def end(self, raw: bytes, credential: Credential, link: str) -> bytes:
         """End a link (`EndBody` to `Linked`): what was permitted through it stops; a no keeps holding."""
         body = decode.body(raw, EndBody)
         ledger = self._ledgers.of(credential.log_id)
-        async with ledger.connection() as connection, connection.transaction():
-            change = await _Change.begin(ledger, connection, credential)
-            row, by_device = await change.read(link), False
-            if credential.kind == "person":  # whose lost telephone cannot prove anything
-                if await change.name(row.anchor) != Subject("login", credential.login):
-                    raise NotFound("There is no such link.")
-            elif "links" not in credential.scopes or credential.kind == "publishable":
-                identifier = await change.name(row.identifier)
-                if not self._prover.has(credential, identifier, body.proof):  # nor does it learn that there is one
-                    raise NotFound("There is no such link of the device whose token was sent as `proof`.")
-                by_device = True
-            if row.is_active(change.now):
-                await _END_LINK(connection, ledger.log_id, row.link, change.now)
-                row = msgspec.structs.replace(row, ended_at=change.now)
-                await change.note(row, "ended")
-            answer = await change.finish(row, [])
-            return _ENCODER.encode(msgspec.structs.replace(answer, anchor=None) if by_device else answer)
+        async with ledger.connection() as connection:
+            async with connection.transaction():
+                change = await _Change.begin(ledger, connection, credential)
+                linked = await self._end(change, credential, body, link)
+            return _ENCODER.encode(await change.proved(linked))
+
+    async def _end(self, change: _Change, credential: Credential, body: EndBody, link: str) -> Linked:
+        row, by_device = await change.read(link), False
+        if credential.kind == "person":  # whose lost telephone cannot prove anything
+            if await change.name(row.anchor) != Subject("login", credential.login):
+                raise NotFound("There is no such link.")
+        elif "links" not in credential.scopes or credential.kind == "publishable":
+            identifier = await change.name(row.identifier)
+            if not self._prover.has(credential, identifier, body.proof):  # nor does it learn that there is one
+                raise NotFound("There is no such link of the device whose token was sent as `proof`.")
+            by_device = True
+        if row.is_active(change.now):
+            await _END_LINK(change.connection, change.ledger.log_id, row.link, change.now)
+            row = msgspec.structs.replace(row, ended_at=change.now)
+            await change.note(row, "ended")
+        answer = await change.finish(row, [])
+        return msgspec.structs.replace(answer, anchor=None) if by_device else answer
 
     async def annul(self, raw: bytes, credential: Credential, link: str) -> tuple[int, bytes]:
         """Annul a link as false (`AnnulBody` to `Linked`): 202 once one officer asks, 200 when another agrees."""
@@ -158,22 +167,27 @@ class Linker:
         ledger = self._ledgers.of(credential.log_id)
         if credential.kind != "officer":
             raise Forbidden("Only officers annul links; whoever made one can end it.")
-        async with ledger.connection() as connection, connection.transaction():
-            change = await _Change.begin(ledger, connection, credential)
-            row = await change.read(link)
-            if row.annulled_at is None and row.annul_asked in (None, credential.id):
-                if row.annul_asked is None:
-                    await _ASK_ANNULMENT(connection, ledger.log_id, row.link, credential.id)
-                    row = msgspec.structs.replace(row, annul_asked=credential.id)
-                    await change.note(row, "annulment_asked", reason=body.reason)
-                return 202, _ENCODER.encode(await change.finish(row, []))
-            if row.annulled_at is None:
-                if is_of_token(row.annul_asked or "") != is_of_token(credential.id):
-                    raise Forbidden("Both officers come with keys, or both with tokens: else they may be one person.")
-                await _ANNUL_LINK(connection, ledger.log_id, row.link, change.now)
-                row = msgspec.structs.replace(row, annulled_at=change.now)
-                await change.note(row, "annulled", reason=body.reason)
-            return 200, _ENCODER.encode(await change.finish(row, []))
+        async with ledger.connection() as connection:
+            async with connection.transaction():
+                change = await _Change.begin(ledger, connection, credential)
+                status, linked = await self._annul(change, credential, body, link)
+            return status, _ENCODER.encode(await change.proved(linked))
+
+    async def _annul(self, change: _Change, credential: Credential, body: AnnulBody, link: str) -> tuple[int, Linked]:
+        row = await change.read(link)
+        if row.annulled_at is None and row.annul_asked in (None, credential.id):
+            if row.annul_asked is None:
+                await _ASK_ANNULMENT(change.connection, change.ledger.log_id, row.link, credential.id)
+                row = msgspec.structs.replace(row, annul_asked=credential.id)
+                await change.note(row, "annulment_asked", reason=body.reason)
+            return 202, await change.finish(row, [])
+        if row.annulled_at is None:
+            if is_of_token(row.annul_asked or "") != is_of_token(credential.id):
+                raise Forbidden("Both officers come with keys, or both with tokens: else they may be one person.")
+            await _ANNUL_LINK(change.connection, change.ledger.log_id, row.link, change.now)
+            row = msgspec.structs.replace(row, annulled_at=change.now)
+            await change.note(row, "annulled", reason=body.reason)
+        return 200, await change.finish(row, [])
 
 
 class _Change:
@@ -193,6 +207,7 @@ class _Change:
         """Of the entries to be appended."""
         self.receipt_of = 0
         """Which of them the answer has the receipt of."""
+        self.growth: Growth | None = None
 
     @classmethod
     async def begin(cls, ledger: Ledger, connection: db.Connection, credential: Credential) -> _Change:
@@ -315,9 +330,11 @@ class _Change:
     ) -> None:
         """Writes the events, one for each side."""
         self.receipt_of = len(self.openings)
+        shown = None if evidence is None else jcs.canonical(evidence, "/evidence")
         told = LinkEvent(
             event=ids.event_id(), recorded_at=self.now, link=row.link, change=change, kind=row.kind, side="identifier",
-            subject=_NOBODY, grade=GRADES[row.grade], until=row.until, evidence=evidence, reason=reason,
+            subject=_NOBODY, grade=GRADES[row.grade], until=row.until,
+            evidence=cast("dict[str, Any] | None", shown), reason=reason,
             credential=self.credential.id,
         )  # fmt: skip
         await self._tell(row, row.identifier, row.tenure, told)
@@ -353,22 +370,29 @@ class _Change:
 
     async def finish(self, row: LinkRow, conflicts: list[OpenConflict]) -> Linked:
         """Appends the entries; the link as it now stands."""
-        revision, receipt = self.tip.revision, None
+        revision = self.tip.revision
         if self.openings:
             entries = [opening.entry for opening in self.openings]
-            growth = await append(self.connection, self.ledger.log_id, self.tip, entries, self.now)
-            revision = Revision(self.tip.epoch, growth.frontier.size)
-            index = growth.first + self.receipt_of
-            log = await self.ledger.log(self.connection, self.tip)
-            checkpoint = log.checkpoint(growth.frontier.size, growth.root)
-            receipt = issue(index, growth.proof(index), self.openings[self.receipt_of], checkpoint)
+            self.growth = await append(self.connection, self.ledger.log_id, self.tip, entries, self.now)
+            revision = Revision(self.tip.epoch, self.growth.frontier.size)
         reuse = max((purpose.reuse_window for purpose in self.policy.purposes.values()), default=timedelta(0))
         return Linked(
             link=row.link, kind=row.kind, identifier=await self.name(row.identifier),
             anchor=await self.name(row.anchor), grade=GRADES[row.grade], since=row.began_at, until=row.until,
             ended_at=row.ended_at, annulled_at=row.annulled_at, annulment_asked=row.annul_asked is not None,
-            conflicts=conflicts, rev=str(revision), effective_by=self.now + reuse, receipt=receipt,
+            conflicts=conflicts, rev=str(revision), effective_by=self.now + reuse, receipt=None,
         )  # fmt: skip
+
+    async def proved(self, linked: Linked) -> Linked:
+        """The answer with its receipt, now that all of it is committed: nothing is signed before."""
+        growth = self.growth
+        if growth is None:
+            return linked
+        index = growth.first + self.receipt_of
+        log = await self.ledger.log(self.connection, self.tip)
+        checkpoint = log.checkpoint(growth.frontier.size, growth.root)
+        receipt = issue(index, growth.proof(index), self.openings[self.receipt_of], checkpoint)
+        return msgspec.structs.replace(linked, receipt=receipt)
 
 
 def _is_same(row: LinkRow, kind: LinkKind, identifier: bytes, anchor: bytes) -> bool:

@@ -1,6 +1,6 @@
 """Policies as code: what a tenant may do with data, why, where, for how long, and what people were shown."""
 
-from consent_service.policies.lint import lint
+from consent_service.policies.lint import EEA, lint
 from consent_service.policies.load import find, load
 from consent_service.policies.model import (
     CHANNELS,
@@ -16,9 +16,11 @@ from consent_service.policies.model import (
     Jurisdiction,
     Method,
     Notice,
+    Party,
     Policy,
     Purpose,
     Recipient,
+    Source,
     Tenant,
     canonical,
     decode_policy,
@@ -27,6 +29,7 @@ from consent_service.policies.plan import Change, plan
 
 __all__ = [
     "CHANNELS",
+    "EEA",
     "EXPLICIT_METHODS",
     "GRADES",
     "METHODS",
@@ -40,9 +43,11 @@ __all__ = [
     "Jurisdiction",
     "Method",
     "Notice",
+    "Party",
     "Policy",
     "Purpose",
     "Recipient",
+    "Source",
     "Tenant",
     "canonical",
     "decode_policy",

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from consent_service.errors import FieldError
-from consent_service.policies.model import Notice, Policy, Purpose, Text
+from consent_service.policies.model import Notice, Policy, Purpose, Recipient, Text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -176,6 +176,21 @@ def recipients_differ(purpose: Purpose) -> Iterator[Finding]:
             yield "recipients", f"names `{recipient}` {count} times; write it once"
 
 
+def recipients_can_be_reached(purpose: Purpose) -> Iterator[Finding]:
+    """ISO/IEC TS 27560, 6.3.6: the record of a consent names each party with its address and contact."""
+    for index, recipient in enumerate(purpose.recipients):
+        for key, example in (("address", "Musterkai 7, 10999 Berlin"), ("contact", "privacy@falke.example")):
+            if not getattr(recipient, key):
+                yield f"recipients/{index}/{key}", f'is missing; add for example `{key} = "{example}"`'
+
+
+def optional_data_is_data(purpose: Purpose) -> Iterator[Finding]:
+    """Art. 13(2)(e): what a person need not give is part of what is processed."""
+    for index, term in enumerate(purpose.optional_data):
+        if term not in purpose.data_categories:
+            yield f"optional_data/{index}", f"is {term}, which is not in data_categories; add it there or remove it"
+
+
 # The whole policy -----------------------------------------------------------------------------------------------------
 
 
@@ -297,13 +312,30 @@ def inheritance_has_a_source(policy: Policy) -> Iterator[FieldError]:
 
 def recipients_agree(policy: Policy) -> Iterator[FieldError]:
     """Art. 13(1)(e): notices name recipients by id, so an id means one party."""
-    first: dict[str, tuple[str, str, str]] = {}
+    first: dict[str, tuple[str, Recipient]] = {}
     for name, purpose in policy.purposes.items():
         for index, recipient in enumerate(purpose.recipients):
-            there, label, country = first.setdefault(recipient.id, (name, recipient.name, recipient.country))
-            if (label, country) != (recipient.name, recipient.country):
-                detail = f"is {label} ({country}) in {purpose_file(there)}; write the same in both, or another id"
+            there, known = first.setdefault(recipient.id, (name, recipient))
+            said, before = (f"{it.name} ({it.country}; {it.address}; {it.contact})" for it in (recipient, known))
+            if said != before:
+                detail = f"is {before} in {purpose_file(there)}; write the same in both, or another id"
                 yield FieldError(f"{purpose_file(name)}#/recipients/{index}", detail)
+
+
+def storage_is_known(policy: Policy) -> Iterator[FieldError]:
+    """ISO/IEC TS 27560, 6.3.4.11, and Art. 44: the record of a consent says where its data is stored.
+
+    Outside the EEA it is stored by somebody whom a safeguard binds, or by a controller who is there itself.
+    """
+    for name, purpose in policy.purposes.items():
+        if not purpose.storage and not policy.tenant.storage:
+            detail = 'is missing here and in tenant.toml; add there for example `storage = ["DE"]`'
+            yield FieldError(f"{purpose_file(name)}#/storage", detail)
+        reached = {recipient.country for recipient in purpose.recipients} | {policy.tenant.controller.country}
+        for country in purpose.storage or policy.tenant.storage:
+            if country not in EEA and country not in reached:
+                detail = f"names {country}, outside the EEA, where no recipient is; name who stores it, or remove it"
+                yield FieldError(f"{purpose_file(name)}#/storage", detail)
 
 
 def country_caps_validity(policy: Policy) -> Iterator[FieldError]:
@@ -419,6 +451,8 @@ PURPOSE_RULES: tuple[Callable[[Purpose], Iterable[Finding]], ...] = (
     age_is_about_consent,
     transfers_are_safe,
     recipients_differ,
+    recipients_can_be_reached,
+    optional_data_is_data,
 )
 
 PRESENT_RULES: tuple[Callable[[Policy], Iterable[FieldError]], ...] = (
@@ -445,6 +479,7 @@ MISSING_RULES: tuple[Callable[[Policy], Iterable[FieldError]], ...] = (
     notices_present_purposes,
     versions_follow,
     required_notices_exist,
+    storage_is_known,
     material_versions_are_required,
 )
 """Rules about what is missing; they need the whole policy."""

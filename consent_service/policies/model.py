@@ -38,6 +38,8 @@ EXPLICIT_METHODS: frozenset[Method] = frozenset(
 """Methods by which a person makes an express statement (GDPR Art. 9(2)(a), 22(2)(c); EDPB 05/2020, section 4).
 A button on a banner, a switch or a device's set-up dialogue is an affirmative act, but no statement of its own."""
 
+Source = Literal["data_subject", "third_party", "public"]
+
 BASIS_TERM: dict[Basis, str] = {
     "consent": "eu-gdpr:A6-1-a",
     "contract": "eu-gdpr:A6-1-b",
@@ -52,6 +54,8 @@ Slug = Annotated[str, Meta(pattern=r"^[a-z0-9]+([._-][a-z0-9]+)*$", max_length=6
 Country = Annotated[str, Meta(pattern=r"^[A-Z]{2}$")]
 Language = Annotated[str, Meta(pattern=r"^[a-z]{2}$")]
 Text = dict[Language, Annotated[str, Meta(min_length=1)]]
+DataTerm = Annotated[str, Meta(pattern=r"^(pd|dpv):[A-Za-z]+$")]
+DpvTerm = Annotated[str, Meta(pattern=r"^dpv:[A-Za-z]+$")]
 
 
 class Duration:
@@ -148,6 +152,9 @@ class Recipient(Declared, frozen=True, kw_only=True):
     role: Literal["processor", "controller", "joint_controller"]
     country: Country
     safeguard: Literal["none_needed", "adequacy", "standard_clauses", "binding_rules", "derogation"] = "none_needed"
+    address: str | None = None
+    contact: str | None = None
+    """An e-mail address, a telephone number or a page."""
 
 
 class Assessment(Declared, frozen=True, kw_only=True):
@@ -193,7 +200,7 @@ class Purpose(Declared, frozen=True, kw_only=True):
     id: Slug
     name: Text
     description: Text
-    dpv: Annotated[str, Meta(pattern=r"^dpv:[A-Za-z]+$")]
+    dpv: DpvTerm
     legal_basis: Basis
     assessment: Assessment | None = None
     requires_fact: bool | None = None
@@ -206,7 +213,15 @@ class Purpose(Declared, frozen=True, kw_only=True):
     use_is_recorded: bool = False
     runs_under_restriction: bool = False
     """Storage or legal claims: goes on while processing is restricted (GDPR Art. 18(2))."""
-    data_categories: Annotated[tuple[Annotated[str, Meta(pattern=r"^(pd|dpv):[A-Za-z]+$")], ...], Meta(min_length=1)]
+    data_categories: Annotated[tuple[DataTerm, ...], Meta(min_length=1)]
+    optional_data: tuple[DataTerm, ...] = ()
+    """Of `data_categories`, what a person need not give (Art. 13(2)(e))."""
+    sources: Annotated[tuple[Source, ...], Meta(min_length=1)] = ("data_subject",)
+    """Where the data comes from (Art. 13(1), 14(2)(f))."""
+    processing: Annotated[tuple[DpvTerm, ...], Meta(min_length=1)] = ("dpv:Collect", "dpv:Store", "dpv:Use")
+    """What is done with the data (Art. 4(2)), as DPV terms for processing."""
+    storage: tuple[Country, ...] = ()
+    """Where the data is stored; unset: where the tenant says."""
     recipients: tuple[Recipient, ...] = ()
     joint_controllers: tuple[Party, ...] = ()
     channels: Annotated[tuple[Channel, ...], Meta(min_length=1)]
@@ -380,6 +395,8 @@ class Tenant(Declared, frozen=True, kw_only=True):
     controller: Party
     jurisdiction: Country
     languages: Annotated[tuple[Language, ...], Meta(min_length=1)]
+    storage: tuple[Country, ...] = ()
+    """Where data is stored, unless a purpose says otherwise."""
     issuers: tuple[Issuer, ...] = ()
     shared: tuple[Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]*$(?!\n)", max_length=32)], ...] = ("asset",)
     """Namespaces of things that change hands: whoever has one next inherits nothing of what was said before."""

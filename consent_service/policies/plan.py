@@ -175,7 +175,12 @@ def _recipients(old: Purpose, new: Purpose) -> str:
     parts = [f"{_party(it)} now receives data, nobody knew yet" for name, it in after.items() if name not in before]
     parts += [f"{_party(it)} no longer receives data" for name, it in before.items() if name not in after]
     changed = [name for name in before if name in after and before[name] != after[name]]
-    parts += [f"{_party(before[name])} is now {_party(after[name])}" for name in changed]
+    parts += [
+        f"{_party(before[name])} is now {_party(after[name])}"
+        if _party(before[name]) != _party(after[name])
+        else f"how to reach {before[name].name} is written anew"
+        for name in changed
+    ]
     return "; ".join(parts) or "the recipients are listed in another order"
 
 
@@ -259,6 +264,11 @@ def _retention(old: Purpose, new: Purpose) -> str:
     return "the reason for the retention is given anew" if now == before else f"data is kept {now} instead of {before}"
 
 
+def _storage(old: Purpose, new: Purpose) -> str:
+    now, before = (_list(purpose.storage) or "where the tenant stores" for purpose in (new, old))
+    return f"data is stored in {now} instead of {before}" if new.storage else f"data is stored {now}, not in {before}"
+
+
 def _basis(purpose: Purpose) -> str:
     return purpose.legal_basis.replace("_", " ")
 
@@ -334,6 +344,10 @@ SENTENCES: dict[str, Callable[[Purpose, Purpose], str]] = {
         "runs_under_restriction",
     ),
     "data_categories": _from_to("the data", "data_categories"),
+    "optional_data": _from_to("what a person need not give", "optional_data"),
+    "sources": _from_to("the source of the data", "sources"),
+    "processing": _from_to("what is done with the data", "processing"),
+    "storage": _storage,
     "recipients": _recipients,
     "joint_controllers": _anew("list of joint controllers"),
     "channels": _channels,

@@ -235,9 +235,11 @@ async def test_only_utf_8_is_read(live: Live, encoding: str) -> None:
         (b'"\\u0000"', {201}),
         (b'"[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[["', {201}),
         (b'"\\\\\\"[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[["', {201}),
-        (b"1180591620717411303424", {201}),
-        (b"-1180591620717411303424", {201}),
-        (b"18446744073709551616", {201}),
+        (b"1180591620717411303424", {422}),
+        (b"-1180591620717411303424", {422}),
+        (b"9007199254740992", {422}),
+        (b"9007199254740991", {201}),
+        (b"-9007199254740991", {201}),
         (b"0.1", {201}),
         (b"-0.0", {201}),
         (b"5e-324", {201}),
@@ -253,7 +255,7 @@ async def test_values_are_stored_as_they_were_sent_or_refused(live: Live, value:
     assert len(heard.statuses) == 1
     events = await live.events(subject)
     if heard.statuses == [201]:
-        assert repr(events[0]["evidence"]["x"]) == repr(json.loads(value))
+        assert events[0]["evidence"]["x"] == json.loads(value)
     else:
         assert events == []
 
