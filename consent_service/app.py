@@ -15,11 +15,11 @@ from consent_service.devices import Devices
 from consent_service.erasures import Eraser
 from consent_service.guard import METRICS_TYPE, Guard, Operation, problem, render_metrics
 from consent_service.ledger import Ledgers
-from consent_service.ledger.anchor import open_anchor
 from consent_service.ledger.mirror import Mirror
+from consent_service.ledger.outside import reaching
 from consent_service.ledger.publish import Publisher
 from consent_service.links.proof import Challenges, Prover
-from consent_service.settings import Settings, anchor, key_file, secret
+from consent_service.settings import Settings, key_file, secret
 from consent_service.tokens import Jwks, Verifier
 from consent_service.vault import Vault
 
@@ -79,7 +79,7 @@ Handler = Callable[[Services, Call], Awaitable[bytes | Reply]]
 @asynccontextmanager
 async def services(settings: Settings, database_url: str) -> AsyncIterator[Services]:
     """Everything that needs the database, while it is needed."""
-    root, outside = secret(settings), open_anchor(anchor(settings))
+    root = secret(settings)
     pool = await db.connect(database_url, size=settings.pool)
     ledgers, devices = Ledgers(pool, root, vault=Vault(root, key_file(settings))), Devices(root)
     writer = consents.Writer(ledgers, devices)
@@ -89,21 +89,22 @@ async def services(settings: Settings, database_url: str) -> AsyncIterator[Servi
     prover = Prover(devices, challenges, verifier)
     keyring = auth.Keyring(pool, root)
     try:
-        yield Services(
-            pool=pool,
-            ledgers=ledgers,
-            publisher=Publisher(ledgers, outside, every_s=settings.publish_s),
-            mirror=Mirror(ledgers),
-            keyring=keyring,
-            callers=Callers(pool, ledgers, keyring, verifier),
-            devices=devices,
-            writer=writer,
-            shower=records.Shower(ledgers),
-            checker=decisions.Checker(ledgers, devices),
-            linker=links.Linker(ledgers, prover, challenges),
-            conflicted=links.Conflicted(ledgers),
-            eraser=Eraser(ledgers, outside),
-        )
+        async with reaching(settings) as outside:
+            yield Services(
+                pool=pool,
+                ledgers=ledgers,
+                publisher=Publisher(ledgers, outside, every_s=settings.publish_s),
+                mirror=Mirror(ledgers),
+                keyring=keyring,
+                callers=Callers(pool, ledgers, keyring, verifier),
+                devices=devices,
+                writer=writer,
+                shower=records.Shower(ledgers),
+                checker=decisions.Checker(ledgers, devices),
+                linker=links.Linker(ledgers, prover, challenges),
+                conflicted=links.Conflicted(ledgers),
+                eraser=Eraser(ledgers, outside.anchor),
+            )
     finally:
         await writer.close()
         await jwks.close()

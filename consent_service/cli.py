@@ -33,6 +33,7 @@ from consent_service.errors import ConsentError, NotFound, SetupError
 from consent_service.ledger import Ledger, Ledgers, receipt, standing, turns
 from consent_service.ledger.anchor import Anchor, open_anchor
 from consent_service.ledger.note import NoteError
+from consent_service.ledger.outside import Outside
 from consent_service.ledger.proof import MAX_PROOF
 from consent_service.ledger.publish import Publisher
 from consent_service.ledger.trust import MAX_TRUST, Trust, trusting
@@ -333,7 +334,7 @@ def _for_ledger(
             if log_id is None:
                 raise NotFound("There is no such tenant. `consent policy apply` makes one from its policy.")
             ledgers, outside = Ledgers(pool, root, vault=vault), open_anchor(settings.anchor(chosen))
-            await Publisher(ledgers, outside).examine(log_id)
+            await Publisher(ledgers, Outside(outside)).examine(log_id)
             return await work(InReach(connection, ledgers.of(log_id), outside, root))
 
     with server.database(chosen) as (url, _):
@@ -543,7 +544,7 @@ async def _prepare(url: str, root: bytes, chosen: Settings) -> None:
     async with await db.connect(url, size=2) as pool:
         async with db.connection(pool) as connection:
             await tenants.demand_secrets(connection, root, Vault(root, settings.key_file(chosen)))
-        await Publisher(Ledgers(pool, root), open_anchor(settings.anchor(chosen))).examine_all()
+        await Publisher(Ledgers(pool, root), Outside(open_anchor(settings.anchor(chosen)))).examine_all()
 
 
 def _clear(ready_file: Path) -> None:

@@ -24,7 +24,7 @@ FIELDS = frozenset({
     "error", "error_id", "frames", "dropped",
     "operation", "status", "duration_ms", "log_id", "credential",
     "worker", "workers", "pid", "signal", "exit_code", "migration", "migrations", "host", "port", "url", "version",
-    "count", "size", "seconds", "attempt", "command", "tenant",
+    "count", "size", "seconds", "attempt", "command", "tenant", "witness", "outcome",
 })  # fmt: skip
 """Every field a line may have. Whoever adds one vouches that it never holds what a caller sent."""
 

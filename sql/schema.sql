@@ -174,6 +174,8 @@ CREATE TABLE checkpoint (
     PRIMARY KEY (log_id, epoch, size)
 );
 
+CREATE INDEX checkpoint_dated ON checkpoint (log_id, published_at) WHERE timestamp IS NOT NULL;
+
 -- What was erased: its entry in the ledger holds the hash of the list. Which entries these were, says `erased`.
 CREATE TABLE erasure (
     log_id    integer     NOT NULL,

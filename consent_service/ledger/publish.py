@@ -1,8 +1,8 @@
 """Publishing: every few seconds, what a ledger has signed is put where the database cannot reach, and shown.
 
-Before that the ledger is compared with what was published last (`standing.py`). Then tiles are kept, the checkpoint
-goes to the anchor, and from there to the world. Whatever fails leaves the ledger as it was published before; the next
-round begins anew.
+Before that the ledger is compared with what was published last (`standing.py`). Then tiles are kept, the checkpoint is
+cosigned by witnesses, dated by an authority, kept in the anchor, and shown to the world. Whatever fails leaves the
+ledger as it was published before; the next round begins anew.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 
 import msgspec
 from msgspec.structs import replace
@@ -18,13 +19,17 @@ from msgspec.structs import replace
 from consent_service import db
 from consent_service import log as logs
 from consent_service.errors import ConsentError
-from consent_service.ledger import standing, tiles
-from consent_service.ledger.anchor import Anchor, Anchored
+from consent_service.ledger import standing, tiles, tree
+from consent_service.ledger.anchor import Anchored
 from consent_service.ledger.book import READ_SLUGS, Ledger, Ledgers
 from consent_service.ledger.note import Checkpoint, NoteError, read, split
+from consent_service.ledger.outside import Outside
 from consent_service.ledger.receipt import Log
 from consent_service.ledger.standing import Publication
+from consent_service.ledger.witness import Prove
 
+DATE_EVERY = timedelta(hours=1)
+"""How often a checkpoint is dated by an authority, where one is named: authorities count."""
 _SPREAD = 0.2
 """By how much of itself an interval varies, so that processes do not all look at once."""
 
@@ -47,9 +52,9 @@ _NOT_OURS = (
 class Publisher:
     """Publishes the ledgers of all tenants; each process has one, and they share the work by claiming checkpoints."""
 
-    def __init__(self, ledgers: Ledgers, anchor: Anchor | None = None, *, every_s: float = 5) -> None:
+    def __init__(self, ledgers: Ledgers, outside: Outside, *, every_s: float = 5) -> None:
         self._ledgers = ledgers
-        self._anchor = anchor
+        self._outside = outside
         self._every_s = every_s
         self._quiet: dict[int, tuple[int, bytes]] = {}
         """By ledger: the epoch and frontier at which there was nothing left to do."""
@@ -99,12 +104,16 @@ class Publisher:
             mine = found.checkpoint(log.origin)
             if found.published < found.size and not await self._claim(connection, ledger, log, mine, found):
                 return False
-        note = log.checkpoint(mine.size, mine.root)
-        if not await self._keep(slug, anchored, mine, note):
-            return False  # somebody else was quicker
+        note, token, is_witnessed = log.checkpoint(mine.size, mine.root), None, True
+        if found.published < found.size:
+            note, token, is_witnessed = await self._outside.confirm(
+                log, note, _prover(ledger), dated=found.dated_at is None or found.now - found.dated_at > DATE_EVERY
+            )
+        if not await self._keep(slug, anchored, mine, note) or not is_witnessed:
+            return False  # somebody else was quicker; or the next round asks again
         if found.published < found.size:
             async with ledger.connection() as connection:
-                await _SHOW(connection, log_id, found.epoch, found.size, note, None)
+                await _SHOW(connection, log_id, found.epoch, found.size, note, token)
         self._quiet[log_id] = (found.epoch, found.frontier)
         return True
 
@@ -124,7 +133,8 @@ class Publisher:
     async def _compare(self, connection: db.Connection, ledger: Ledger) -> tuple[Anchored | None, Publication]:
         """What was signed is asked for first: it grows all the time, and the tree has to be no older than that."""
         slug = await ledger.slug(connection)
-        anchored = None if self._anchor is None else await self._anchor.read(slug)
+        anchor = self._outside.anchor
+        anchored = None if anchor is None else await anchor.read(slug)
         signed = [] if ledger.signed is None else [ledger.signed]
         found = await standing.read(connection, ledger.log_id)
         log = await ledger.log(connection, found)
@@ -140,9 +150,10 @@ class Publisher:
 
     async def _keep(self, slug: str, anchored: Anchored | None, mine: Checkpoint, note: str) -> bool:
         """Whether a checkpoint stands outside the database now."""
-        if self._anchor is None or (anchored is not None and anchored.note.startswith(f"{mine}\n")):
+        anchor = self._outside.anchor
+        if anchor is None or (anchored is not None and anchored.note.startswith(f"{mine}\n")):
             return True
-        return await self._anchor.swap(slug, anchored, note)
+        return await anchor.swap(slug, anchored, note)
 
     async def _claim(
         self, connection: db.Connection, ledger: Ledger, log: Log, mine: Checkpoint, found: Publication
@@ -152,6 +163,18 @@ class Publisher:
         note = log.checkpoint(mine.size, mine.root)
         pause = self._every_s * (1 - 2 * _SPREAD)
         return await _CLAIM(connection, ledger.log_id, found.epoch, found.size, note, pause) is not None
+
+
+def _prover(ledger: Ledger) -> Prove:
+    """Gives witnesses the proofs that the ledger only grew."""
+
+    async def prove(old: int, new: int) -> list[bytes]:
+        async with ledger.connection() as connection:
+            return await tiles.proved(
+                connection, ledger.log_id, new, lambda node: tree.consistency_proof(old, new, node)
+            )
+
+    return prove
 
 
 async def _checkpoint(connection: db.Connection, ledger: Ledger, found: Publication, anchored: Anchored) -> Checkpoint:

@@ -9,6 +9,7 @@ back what was missing.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime
 
 import msgspec
 
@@ -30,6 +31,8 @@ class Publication(Tip, frozen=True):
     """Of a frozen one: the checkpoint (its text) that it must begin with again."""
     published: int
     """The size that is shown to the world; 0: none."""
+    dated_at: datetime | None
+    """When a checkpoint was dated last."""
 
     def checkpoint(self, origin: str) -> Checkpoint:
         """What the head says about its tree."""

@@ -67,8 +67,12 @@ class Trust(NamedTuple):
         seen = {signed.by for signed in note.signatures}
         if not any(log in seen and log.name == checkpoint.origin for log in self.logs):
             raise NoteError("none of the logs that are trusted signed the checkpoint")
-        if self.quorum != _NONE and not self._saw(self.quorum, seen):
+        if not self.is_seen(seen):
             raise NoteError(f"too few witnesses saw the checkpoint; `{self.quorum}` is not fulfilled")
+
+    def is_seen(self, by: set[Verifier]) -> bool:
+        """Whether these are enough witnesses."""
+        return self.quorum == _NONE or self._saw(self.quorum, by)
 
     def _saw(self, name: str, seen: set[Verifier]) -> bool:
         group = self.groups.get(name)

@@ -95,7 +95,9 @@ LIMIT 1;
 -- All that publishing a ledger goes by: its head, what a frozen one has to show, and how far it was published.
 SELECT h.epoch, h.size, h.policy, h.frozen, h.first_key, h.last_key, clock_timestamp() AS now, h.frontier, h.demanded,
        coalesce((SELECT max(size) FROM checkpoint
-                 WHERE log_id = $1 AND epoch = h.epoch AND published_at IS NOT NULL), 0) AS published
+                 WHERE log_id = $1 AND epoch = h.epoch AND published_at IS NOT NULL), 0) AS published,
+       (SELECT published_at FROM checkpoint WHERE log_id = $1 AND timestamp IS NOT NULL
+        ORDER BY published_at DESC LIMIT 1) AS dated_at
 FROM ledger_head h
 WHERE h.log_id = $1;
 

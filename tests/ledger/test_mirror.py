@@ -19,6 +19,7 @@ from consent_service.ledger.anchor import FileAnchor
 from consent_service.ledger.entry import PolicyApplied, system
 from consent_service.ledger.head import append, lock_head, read_head
 from consent_service.ledger.note import Checkpoint, Verifier, read
+from consent_service.ledger.outside import Outside
 from consent_service.ledger.publish import Publisher
 from consent_service.ledger.tiles import Place
 from consent_service.policies import Policy, store
@@ -28,7 +29,7 @@ WEB = {"purpose": "analytics", "status": "given", "channel": "web"}
 
 @pytest.fixture
 def publisher(tenant: Tenant, tmp_path: Path) -> Publisher:
-    return Publisher(tenant.services.ledgers, FileAnchor(tmp_path / "anchor"), every_s=0)
+    return Publisher(tenant.services.ledgers, Outside(FileAnchor(tmp_path / "anchor")), every_s=0)
 
 
 async def verifiers(tenant: Tenant) -> tuple[Verifier, ...]:

@@ -5,21 +5,24 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import asyncpg
 import pytest
-from conftest import SECRET, Tenant
+from conftest import SECRET, Serve, Tenant
 
-from consent_service import auth, keys
+from consent_service import auth, clock, keys
 from consent_service.errors import Frozen, Invalid
 from consent_service.ledger import Ledgers, receipt, standing, tree, turns
 from consent_service.ledger.anchor import Anchored, FileAnchor
 from consent_service.ledger.entry import LogKeyChanged, Ruptured, read_system
-from consent_service.ledger.note import Checkpoint, Signer, sign
+from consent_service.ledger.note import WITNESS, Checkpoint, Signer, read, sign
+from consent_service.ledger.outside import Outside, reaching
 from consent_service.ledger.publish import Publisher
 from consent_service.ledger.trust import Trust, trusting
+from consent_service.settings import Settings
 
 WEB = {"purpose": "analytics", "status": "given", "channel": "web"}
 NO = {"purpose": "analytics", "status": "withdrawn"}
@@ -41,7 +44,7 @@ class Yard:
         self.anchor = anchor
         self.owner = owner
         self.ledger = tenant.services.ledgers.of(tenant.log_id)
-        self.publisher = Publisher(tenant.services.ledgers, anchor, every_s=0)
+        self.publisher = Publisher(tenant.services.ledgers, Outside(anchor), every_s=0)
 
     async def publish(self) -> bool:
         return await self.publisher.publish(self.tenant.log_id)
@@ -348,7 +351,7 @@ async def test_two_keys_sign_while_one_follows_the_other(yard: Yard) -> None:
 
 
 async def test_many_publishers_publish_each_checkpoint_once(yard: Yard) -> None:
-    publishers = [Publisher(yard.tenant.services.ledgers, yard.anchor, every_s=0) for _ in range(4)]
+    publishers = [Publisher(yard.tenant.services.ledgers, Outside(yard.anchor), every_s=0) for _ in range(4)]
     for _ in range(6):
         await asyncio.gather(*(yard.record(WEB) for _ in range(5)))
         await asyncio.gather(*(one.publish(yard.tenant.log_id) for one in publishers))
@@ -372,10 +375,12 @@ async def test_what_others_publish_while_one_looks_is_no_reason_to_freeze(yard: 
 
         async def read(self, key: str) -> Anchored | None:
             await yard.record(WEB)
-            assert await Publisher(yard.tenant.services.ledgers, yard.anchor, every_s=0).publish(yard.tenant.log_id)
+            assert await Publisher(yard.tenant.services.ledgers, Outside(yard.anchor), every_s=0).publish(
+                yard.tenant.log_id
+            )
             return await super().read(key)
 
-    busy = Publisher(yard.tenant.services.ledgers, Busy(yard.anchor._folder), every_s=0)
+    busy = Publisher(yard.tenant.services.ledgers, Outside(Busy(yard.anchor._folder)), every_s=0)
     for _ in range(3):
         await yard.record(WEB)
         await busy.publish(yard.tenant.log_id)
@@ -394,3 +399,59 @@ async def test_one_ledger_that_fails_does_not_keep_others_from_being_published(
         found = await standing.read(connection, other.log_id)
     assert found.published == found.size
     assert (await yard.status()).published == 0
+
+
+@asynccontextmanager
+async def cosigning(serve: Serve, signer: Signer, tmp_path: Path, *, silent: bool = False) -> AsyncIterator[Outside]:
+    """A witness that cosigns whatever it is sent, or says nothing; and the file that asks for it."""
+
+    async def cosign(_scope: Any, receive: Any, send: Any) -> None:
+        body = b""
+        while (message := await receive())["type"] == "http.request":
+            body += message.get("body", b"")
+            if not message.get("more_body"):
+                break
+        text = body.decode().partition("\n\n")[2].rpartition("\n\n")[0] + "\n"
+        line = b"" if silent else signer.line(text, int(clock.now().timestamp())).encode()
+        headers = [(b"content-type", b"text/plain")]
+        await send({"type": "http.response.start", "status": 503 if silent else 200, "headers": headers})
+        await send({"type": "http.response.body", "body": line})
+
+    policy = tmp_path / "witnesses"
+    async with serve(cosign) as url:
+        policy.write_text(f"witness one {signer.verifier} {url}\nquorum one\n")
+        async with reaching(Settings(data=str(tmp_path), witnesses=str(policy))) as outside:
+            yield outside
+
+
+async def test_a_witness_that_saw_a_checkpoint_is_shown_beside_the_log(
+    yard: Yard, serve: Serve, tmp_path: Path
+) -> None:
+    signer = Signer("witness.example", b"w" * 32, WITNESS)
+    async with cosigning(serve, signer, tmp_path) as outside:
+        publisher = Publisher(yard.tenant.services.ledgers, outside, every_s=0)
+        await yard.record(WEB)
+        assert await publisher.publish(yard.tenant.log_id)
+    shown = await yard.tenant.http.get(f"/ledger/{yard.tenant.slug}/checkpoint")
+    status = await yard.status()
+    trust = Trust.parse(f"log {status.keys[0]}\nwitness one {signer.verifier}\nquorum one\n")
+    note = read(shown.text, trust.known)
+    trust.demand(Checkpoint.parse(note.text), note)
+    assert status.published == status.size
+
+
+async def test_what_too_few_witnesses_saw_is_anchored_and_not_shown(yard: Yard, serve: Serve, tmp_path: Path) -> None:
+    signer = Signer("witness.example", b"w" * 32, WITNESS)
+    async with cosigning(serve, signer, tmp_path, silent=True) as outside:
+        publisher = Publisher(yard.tenant.services.ledgers, outside, every_s=0)
+        await yard.record(WEB)
+        assert not await publisher.publish(yard.tenant.log_id)
+        assert (await yard.status()).published == 0
+        assert outside.anchor is not None
+        anchored = await outside.anchor.read(yard.tenant.slug)
+        assert anchored is not None
+        assert anchored.note.split("\n")[1] == str((await yard.status()).size)
+    async with cosigning(serve, signer, tmp_path) as outside:
+        publisher = Publisher(yard.tenant.services.ledgers, outside, every_s=0)
+        assert await publisher.publish(yard.tenant.log_id), "the next round asks again"
+    assert (await yard.status()).published == (await yard.status()).size
