@@ -19,6 +19,7 @@ from consent_service.ledger.mirror import Mirror
 from consent_service.ledger.outside import reaching
 from consent_service.ledger.publish import Publisher
 from consent_service.links.proof import Challenges, Prover
+from consent_service.reads import Watch
 from consent_service.settings import Settings, key_file, secret
 from consent_service.tokens import Jwks, Verifier
 from consent_service.vault import Vault
@@ -42,6 +43,7 @@ class Services(NamedTuple):
     linker: links.Linker
     conflicted: links.Conflicted
     eraser: Eraser
+    watch: Watch
 
 
 class Headers(Protocol):
@@ -104,6 +106,7 @@ async def services(settings: Settings, database_url: str) -> AsyncIterator[Servi
                 linker=links.Linker(ledgers, prover, challenges),
                 conflicted=links.Conflicted(ledgers),
                 eraser=Eraser(ledgers, outside.anchor),
+                watch=Watch(ledgers),
             )
     finally:
         await writer.close()
@@ -213,12 +216,16 @@ async def checks(made: Services, call: Call) -> bytes:
 
 async def state(made: Services, call: Call) -> bytes:
     """See `decisions.Checker.state`."""
-    return await made.checker.state(call.body, call.credential)
+    answer = await made.checker.state(call.body, call.credential)
+    await made.watch.note(call.credential, "state", call.body)
+    return answer
 
 
 async def history(made: Services, call: Call) -> bytes:
     """See `decisions.Checker.history`."""
-    return await made.checker.history(call.body, call.credential)
+    answer = await made.checker.history(call.body, call.credential)
+    await made.watch.note(call.credential, "history", call.body)
+    return answer
 
 
 async def challenge(made: Services, call: Call) -> bytes:
@@ -244,12 +251,16 @@ async def annul_link(made: Services, call: Call) -> Reply:
 
 async def read_links(made: Services, call: Call) -> bytes:
     """See `links.Conflicted.links`."""
-    return await made.conflicted.links(call.body, call.credential)
+    answer = await made.conflicted.links(call.body, call.credential)
+    await made.watch.note(call.credential, "links", call.body)
+    return answer
 
 
 async def conflicts(made: Services, call: Call) -> bytes:
     """See `links.Conflicted.conflicts`."""
-    return await made.conflicted.conflicts(call.body, call.credential)
+    answer = await made.conflicted.conflicts(call.body, call.credential)
+    await made.watch.note(call.credential, "conflicts", call.body)
+    return answer
 
 
 async def erase(made: Services, call: Call) -> bytes:

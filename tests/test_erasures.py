@@ -112,7 +112,11 @@ async def test_a_person_goes_with_everything_that_belongs_to_the_account(
         assert await reason(tenant, subject, "analytics", channel="web") == "no_record"
         assert await reason(tenant, subject, "marketing.email") == "suppressed"
     for table in ("event", "strand", "contact", "link", "consent_state"):
-        mine = [row for row in (await stored(tenant, owner, table)).split("\n") if row and "suppressed" not in row]
+        mine = [
+            row
+            for row in (await stored(tenant, owner, table)).split("\n")
+            if row and "suppressed" not in row and ",read," not in row and ":officer" not in row
+        ]
         assert len(mine) == {"event": 1, "strand": 1, "contact": 1, "link": 0, "consent_state": 2}[table], table
     assert await reason(tenant, stranger, "marketing.email") == "consent", "nobody else is touched"
     again = await erase(tenant, login)
@@ -162,7 +166,7 @@ async def test_a_late_retry_is_told_that_it_was_erased_and_a_new_act_begins_anew
     assert (await tenant.post("/v1/consents", {**body, "id": uuid.uuid4().hex})).status_code == 201
     assert [event["sequence"] for event in await history(tenant, person)] == [1]
     assert await reason(tenant, person, "analytics", channel="web") == "consent"
-    assert (await erase(tenant, person))["events"] == 1, "and may be erased again"
+    assert (await erase(tenant, person))["events"] == 2, "and may be erased again, with who looked meanwhile"
 
 
 async def test_advertising_stays_off_until_a_fresh_opt_in_that_no_import_is(tenant: Tenant) -> None:

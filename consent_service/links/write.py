@@ -13,8 +13,19 @@ from consent_service import db, decode, ids, jcs, revocations
 from consent_service.auth import Credential, is_of_token
 from consent_service.decisions import open_conflicts
 from consent_service.errors import Forbidden, NotFound, Taken
-from consent_service.ledger import Growth, Ledger, Ledgers, Opening, Revision, Tip, append, issue, lock_head, read_head
-from consent_service.ledger.entry import tag
+from consent_service.ledger import (
+    Growth,
+    Ledger,
+    Ledgers,
+    Opening,
+    Revision,
+    Tip,
+    append,
+    issue,
+    lock_head,
+    read_head,
+    strands,
+)
 from consent_service.links.model import (
     AnnulBody,
     Challenge,
@@ -31,7 +42,7 @@ from consent_service.links.proof import CHALLENGE_S, Challenges, Claim, Prover
 from consent_service.policies import GRADES, Policy
 from consent_service.subjects import Subject
 from consent_service.tenures import find, person
-from consent_service.vault import VALUE, Place, StrandKey
+from consent_service.vault import Place
 
 MAX_LINKS = 64
 """How many identifiers may be linked to one account at a time, and to how many groups or guardians one may belong."""
@@ -64,36 +75,14 @@ class LinkRow(msgspec.Struct, frozen=True):
         return self.ended_at is None and self.annulled_at is None and (self.until is None or self.until > now)
 
 
-class StrandRow(msgspec.Struct, frozen=True):
-    """The current strand of an identifier."""
-
-    tenure: int
-    namespace: str
-    key: bytes
-    value: bytes
-
-
 READ_LINKS = db.many("links", "read_links", LinkRow)
 
 
-class CountedRow(msgspec.Struct, frozen=True):
-    """A strand that has got another event."""
-
-    events: int
-    namespace: str
-    key: bytes
-    value: bytes
-
-
 _READ_LINK = db.one("links", "read_link", LinkRow)
-_READ_STRAND = db.one("links", "read_strand", StrandRow)
-_ADD_STRAND = db.execute("links", "add_strand")
 _ADD_LINK = db.execute("links", "add_link")
 _END_LINK = db.execute("links", "end_link")
 _ASK_ANNULMENT = db.execute("links", "ask_annulment")
 _ANNUL_LINK = db.execute("links", "annul_link")
-_ADD_EVENT = db.execute("ledger", "add_event")
-_COUNT_EVENT = db.one("ledger", "count_event", CountedRow)
 _ADD_CONFLICTS = db.execute("links", "add_conflicts")
 
 
@@ -310,13 +299,11 @@ class _Change:
 
     async def _strand(self, subject: Subject, identifier: bytes, *, new: bool) -> int:
         """The strand in which an identifier is from now on; made where it is `new` or there is none."""
-        current = await _READ_STRAND(self.connection, self.ledger.log_id, identifier)
+        current = await strands.current(self.connection, self.ledger, identifier)
         if current is not None and not new:
             return current.tenure
         tenure = 1 if current is None else current.tenure + 1
-        key = self.ledger.vault.make(Place(self.ledger.log_id, identifier, tenure))
-        value = key.seal(VALUE, subject.id.encode())
-        await _ADD_STRAND(self.connection, self.ledger.log_id, identifier, tenure, subject.type, key.wrapped, value)
+        await strands.begin(self.connection, self.ledger, subject, tenure)
         return tenure
 
     async def _conflicts(self, account: bytes) -> list[OpenConflict]:
@@ -343,27 +330,20 @@ class _Change:
 
     async def _tell(self, row: LinkRow, identifier: bytes, tenure: int, told: LinkEvent) -> None:
         """The event of one side, in the strand that the link began, or else in the current one."""
-        log_id = self.ledger.log_id
-        if not tenure:
-            tenure = (await self._current(identifier)).tenure
-        strand = await _COUNT_EVENT(self.connection, log_id, identifier, tenure)
-        assert strand is not None, "a link has strands on both sides"  # noqa: S101 -- made before it
-        key = self.ledger.vault.open(Place(log_id, identifier, tenure), strand.key)
-        payload = _PAYLOAD.encode(msgspec.structs.replace(told, subject=_named(strand, key)))
-        self.openings.append(Opening(msgspec.Raw(payload), key.salt(told.event), tag(key.tags, strand.events)))
-        await _ADD_EVENT(
-            self.connection, log_id, self.tip.size + len(self.openings) - 1, told.event, "link", identifier, tenure,
-            strand.events, [told.change], self.credential.id, row.grade, self.now, row.link,
-            key.seal(told.event.bytes, payload),
-        )  # fmt: skip
+        place = Place(self.ledger.log_id, identifier, tenure or (await self._current(identifier)).tenure)
+        kind = strands.Kind("link", told.change, row.grade, row.link)
+        index = self.tip.size + len(self.openings)
+        self.openings.append(await strands.tell(self.connection, self.ledger, place, index, kind, told))
 
     async def name(self, identifier: bytes) -> Subject:
         """An identifier, as it was given."""
         strand = await self._current(identifier)
-        return _named(strand, self.ledger.vault.open(Place(self.ledger.log_id, identifier, strand.tenure), strand.key))
+        return strands.name(
+            strand, self.ledger.vault.open(Place(self.ledger.log_id, identifier, strand.tenure), strand.key)
+        )
 
-    async def _current(self, identifier: bytes) -> StrandRow:
-        strand = await _READ_STRAND(self.connection, self.ledger.log_id, identifier)
+    async def _current(self, identifier: bytes) -> strands.StrandRow:
+        strand = await strands.current(self.connection, self.ledger, identifier)
         if strand is None:
             raise NotFound("There is no such identifier.")
         return strand
@@ -397,7 +377,3 @@ class _Change:
 
 def _is_same(row: LinkRow, kind: LinkKind, identifier: bytes, anchor: bytes) -> bool:
     return row.kind == kind and row.identifier == identifier and row.anchor == anchor
-
-
-def _named(strand: StrandRow | CountedRow, key: StrandKey) -> Subject:
-    return Subject(strand.namespace, key.open(VALUE, strand.value).decode())

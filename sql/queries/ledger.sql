@@ -31,6 +31,17 @@ WITH head AS (
 )
 SELECT count(*) AS heads FROM head;
 
+-- name: read_strand :one
+-- The current strand of an identifier.
+SELECT tenure, namespace, key, value
+FROM strand
+WHERE log_id = $1 AND identifier = $2
+ORDER BY tenure DESC
+LIMIT 1;
+
+-- name: add_strand :exec
+INSERT INTO strand (log_id, identifier, tenure, namespace, key, value, events) VALUES ($1, $2, $3, $4, $5, $6, 0);
+
 -- name: add_event :exec
 -- An event that is no consent; its entry is appended beside it.
 INSERT INTO event (log_id, idx, event, kind, identifier, tenure, sequence, purposes, statuses, credential, grade,

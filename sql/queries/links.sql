@@ -12,17 +12,6 @@ SELECT link, kind, identifier, anchor, tenure, base, shared, grade, began_at, un
 FROM link
 WHERE log_id = $1 AND link = $2;
 
--- name: read_strand :one
--- The current strand of an identifier.
-SELECT tenure, namespace, key, value
-FROM strand
-WHERE log_id = $1 AND identifier = $2
-ORDER BY tenure DESC
-LIMIT 1;
-
--- name: add_strand :exec
-INSERT INTO strand (log_id, identifier, tenure, namespace, key, value, events) VALUES ($1, $2, $3, $4, $5, $6, 0);
-
 -- name: add_link :exec
 INSERT INTO link (log_id, link, kind, identifier, anchor, tenure, base, shared, grade, began_at, until)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11);

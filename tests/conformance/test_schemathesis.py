@@ -94,7 +94,7 @@ def described(tmp_path_factory: pytest.TempPathFactory, service: Service) -> Pat
         for operation in path.values():
             for parameter in operation.get("parameters", ()):
                 if parameter["in"] == "path":
-                    value = "demo" if parameter["name"] == "tenant" else a_link(service)
+                    value = {"tenant": "demo", "tile": "0/000.p/1"}.get(parameter["name"]) or a_link(service)
                     parameter["examples"] = {"seeded": {"value": value}}
             if "requestBody" in operation:
                 (media,) = operation["requestBody"]["content"].values()
