@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import closing
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, BinaryIO, TextIO, TypeVar
 
 import click
 import msgspec
 
-from consent_service import __version__, auth, db, demo, keys, log, policies, server, settings, tenants
+from consent_service import __version__, auth, db, decode, demo, keys, log, policies, server, settings, tenants
 from consent_service.errors import ConsentError, NotFound, SetupError
-from consent_service.ledger import Status, read_status, receipt
+from consent_service.ledger import Status, audit, container, read_status, receipt
 from consent_service.ledger.note import NoteError
 from consent_service.ledger.proof import MAX_PROOF
 from consent_service.ledger.trust import MAX_TRUST, Trust, trusting
@@ -268,17 +268,30 @@ def _for_tenant(
     slug: str, data: str | None, database_url: str | None,
     work: Callable[[db.Connection, int, bytes], Awaitable[Result]],
 ) -> Result:  # fmt: skip
-    """Do something with the keys of a tenant, in a database that is brought forward first."""
+    """Do something for a tenant, over one connection, in a database that is brought forward first."""
+
+    async def run(pool: db.Pool, log_id: int, root: bytes) -> Result:
+        async with db.connection(pool, log_id) as connection:
+            return await work(connection, log_id, root)
+
+    return _with_tenant(slug, data, database_url, run)
+
+
+def _with_tenant(
+    slug: str, data: str | None, database_url: str | None, work: Callable[[db.Pool, int, bytes], Awaitable[Result]],
+) -> Result:  # fmt: skip
+    """The same over a pool."""
     chosen = settings.read(os.environ, {"data": data, "database_url": database_url}, serving=True)
 
     async def run(url: str, root: bytes) -> Result:
         await db.migrate(url)
-        async with await db.connect(url, size=1) as pool, db.connection(pool) as connection:
-            await tenants.demand_secret(connection, root)
-            log_id = await tenants.find(connection, slug) if slug.isascii() else None
+        async with await db.connect(url, size=2) as pool:
+            async with db.connection(pool) as connection:
+                await tenants.demand_secret(connection, root)
+                log_id = await tenants.find(connection, slug) if slug.isascii() else None
             if log_id is None:
                 raise NotFound("There is no such tenant. `consent policy apply` makes one from its policy.")
-            return await work(connection, log_id, root)
+            return await work(pool, log_id, root)
 
     with server.database(chosen) as (url, _):
         return asyncio.run(run(url, settings.secret(chosen)))
@@ -334,8 +347,70 @@ def ledger_checkpoint(tenant: str, as_json: bool, data: str | None, database_url
     _tell(as_json, {"checkpoint": status.checkpoint}, status.checkpoint.removesuffix("\n"))
 
 
+@ledger_commands.command("export")
+@of_ledger
+@click.option(
+    "--output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The file to write (ZIP)."
+)
+@click.option("--format", "kind", type=click.Choice(["ndjson", "csv", "parquet"]), default="ndjson", show_default=True)
+@click.option("--from", "from_", metavar="TIME", help="Recorded then or later (RFC 3339).")
+@click.option("--until", metavar="TIME", help="Recorded before.")
+@click.option("--purpose", "purposes", multiple=True, metavar="ID", help="This and the following: several times.")
+@click.option("--channel", "channels", multiple=True, metavar="NAME")
+@click.option("--status", "statuses", multiple=True, metavar="NAME")
+@click.option("--subject", metavar="TYPE:ID", help="One person, as in login:ada; the file shows that all is there.")
+@click.option("--actor", "actors", multiple=True, metavar="ID", help="Recorded with this credential.")
+@click.option("--kind", "kinds", multiple=True, metavar="NAME", help="consent or link.")
+@service_options
+@as_json
+def export_ledger(
+    tenant: str, output: Path, kind: str, as_json: bool, data: str | None, database_url: str | None, **wanted: Any
+) -> None:
+    """Write the ledger and its events to a file that proves that nothing was changed or left out."""
+    from consent_service import exports  # noqa: PLC0415 -- most commands need none of it
+    from consent_service.ledger import Ledgers  # noqa: PLC0415
+
+    kept = {name.rstrip("_"): value for name, value in wanted.items() if value}
+    if "subject" in kept:
+        namespace, _, value = kept["subject"].partition(":")
+        kept["subject"] = {"type": namespace, "id": value}
+    body = decode.body(msgspec.json.encode({"format": kind, **kept}), exports.ExportBody)
+    draft = output.with_name(f".{output.name}.{os.getpid()}")
+
+    async def write(pool: db.Pool, log_id: int, root: bytes) -> exports.ExportRow:
+        ledger = Ledgers(pool, root).of(log_id)
+        row = await exports.order(ledger, body, exports.OPERATOR)
+        with draft.open("wb") as file, _progress(row.end - row.first, as_json) as tell:
+            async for piece in exports.deliver(ledger, row, tell):
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        return row
+
+    try:
+        row = _with_tenant(tenant, data, database_url, write)
+        draft.replace(output)
+    except OSError as error:
+        raise SetupError(f"The file {output} cannot be written: {error.strerror}.") from None
+    finally:
+        draft.unlink(missing_ok=True)
+    facts = {"export": row.export, "file": str(output), "size": row.size, "first": row.first, "end": row.end}
+    text = f"Written to {output}: entries {row.first} up to {row.end} of {row.size}. Check: consent verify {output}"
+    _tell(as_json, facts, text)
+
+
+@contextmanager
+def _progress(length: int, as_json: bool) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal: it is told how many more entries and events were written."""
+    if as_json or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    with click.progressbar(length=2 * length, label="Exporting", file=sys.stderr) as bar:
+        yield bar.update
+
+
 @consent.command("verify")
-@click.argument("file", type=click.File("r", encoding="utf-8", errors="surrogateescape"))
+@click.argument("file", type=click.File("rb"))
 @click.option(
     "--key", "keys_given", multiple=True, metavar="VKEY", help="A log's key, as `consent ledger status` shows it."
 )
@@ -346,17 +421,40 @@ def ledger_checkpoint(tenant: str, as_json: bool, data: str | None, database_url
     help="A file that says which logs and witnesses are trusted (c2sp.org/tlog-policy).",
 )
 @as_json
-def verify_file(file: TextIO, keys_given: tuple[str, ...], trust: TextIO | None, as_json: bool) -> None:
-    """Check a receipt: offline, by itself and the keys that you trust. Exit code 0: genuine, 1: not."""
-    if bool(keys_given) == (trust is not None):
-        raise click.UsageError("Name whom you trust: one --key or more, or a --trust file.")
-    text = trust.read(MAX_TRUST + 1) if trust is not None else trusting(keys_given)
+def verify_file(file: BinaryIO, keys_given: tuple[str, ...], trust: TextIO | None, as_json: bool) -> None:
+    """Check an export or a receipt: offline, by itself and the keys that you trust. Exit code 0: genuine, 1: not.
+
+    An export brings the key that it is signed with. Without one of yours it is checked against that, which shows no
+    more than that it is whole.
+    """
+    if keys_given and trust is not None:
+        raise click.UsageError("Name whom you trust once: by --key, or by a --trust file.")
+    text = trust.read(MAX_TRUST + 1) if trust is not None else trusting(keys_given) if keys_given else None
     try:
-        whom = Trust.parse(text)
+        whom = None if text is None else Trust.parse(text)
     except NoteError as error:
         raise click.UsageError(f"That is nobody to trust: {error}.") from None
+    start = file.read(MAX_PROOF + 1)
+    if start.startswith(container.MAGIC):
+        _verify_export(file, whom, as_json)
+    elif whom is None:
+        raise click.UsageError("Name whom you trust: one --key or more, or a --trust file. A receipt brings none.")
+    else:
+        _verify_receipt(start.decode(errors="surrogateescape"), whom, as_json)
+
+
+def _verify_export(file: BinaryIO, whom: Trust | None, as_json: bool) -> None:
+    if not file.seekable():
+        raise click.UsageError("An export is read by its directory: give a file, not a pipe.")
+    verdict = audit.verify(file, whom)
+    _tell(as_json, verdict, audit.as_text(verdict))
+    if not verdict.genuine:
+        sys.exit(1)
+
+
+def _verify_receipt(text: str, whom: Trust, as_json: bool) -> None:
     try:
-        found = receipt.verify(file.read(MAX_PROOF + 1), whom)
+        found = receipt.verify(text, whom)
     except NoteError as error:
         _tell(as_json, {"genuine": False, "why": str(error)}, f"Falsified or not a receipt: {error}.")
         sys.exit(1)

@@ -1,6 +1,6 @@
 """Every operation that there is: who may call it, with what, for what answer. Handlers are in `app`."""
 
-from consent_service import consents, decisions, links
+from consent_service import consents, decisions, exports, links
 from consent_service.auth import MAX_TOKEN
 from consent_service.callers import LogoutForm, RevokeBody, Revoked
 from consent_service.guard import Operation
@@ -70,6 +70,20 @@ CONFLICTS = Operation(
     summary="What linked identifiers said differently, and nobody has resolved yet.",
     body=links.ConflictsBody, answer=links.Conflicts,
 )  # fmt: skip
+EXPORT = Operation(
+    method="POST", path="/v1/exports", id="orderExport", tag="exports", status=201, scopes=frozenset({"export"}),
+    summary="Order an export of the ledger as it is now: a file which proves that nothing was changed or left out.",
+    body=exports.ExportBody, answer=exports.Export,
+)  # fmt: skip
+READ_EXPORT = Operation(
+    method="GET", path="/v1/exports/{id}", id="readExport", tag="exports", scopes=frozenset({"export"}),
+    summary="What an export covers, and how far it is.", answer=exports.Export, errors=frozenset({404}),
+)  # fmt: skip
+EXPORT_FILE = Operation(
+    method="GET", path="/v1/exports/{id}/file", id="fetchExport", tag="exports", scopes=frozenset({"export"}),
+    summary="The file of an export (ZIP); `consent verify` checks it.", media_type="application/zip", streams=True,
+    errors=frozenset({404}),
+)  # fmt: skip
 REVOKE = Operation(
     method="POST", path="/v1/tokens/revoke", id="revokeToken", tag="tokens",
     scopes=frozenset({"keys", "requests:approve"}),
@@ -102,6 +116,6 @@ DESCRIPTION = Operation(
 )  # fmt: skip
 
 ALL = (
-    RECORD, DEVICE, CHECK, CHECKS, STATE, HISTORY, LINKS, CONFLICTS, CHALLENGE, LINK, END, ANNUL, REVOKE, LOGOUT,
-    LIVE, READY, METRICS, DOCS, DESCRIPTION,
+    RECORD, DEVICE, CHECK, CHECKS, STATE, HISTORY, LINKS, CONFLICTS, CHALLENGE, LINK, END, ANNUL, EXPORT,
+    READ_EXPORT, EXPORT_FILE, REVOKE, LOGOUT, LIVE, READY, METRICS, DOCS, DESCRIPTION,
 )  # fmt: skip

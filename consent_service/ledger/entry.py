@@ -8,9 +8,12 @@ ids, hashes and counts, no names and no free text.
 
 from __future__ import annotations
 
+import hashlib
 import hmac
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Literal, TypeAlias
+from uuid import UUID
 
 import msgspec
 
@@ -62,7 +65,31 @@ class KeyChanged(_System, frozen=True, tag="key"):
     """Keyed hash (hex): operators put names into ids."""
 
 
-SystemEvent: TypeAlias = PolicyApplied | NoticePublished | KeyChanged
+class ExportMade(_System, frozen=True, tag="export"):
+    """An export of the ledger was ordered."""
+
+    export: UUID
+    by: str
+    """Keyed hash (hex) of the credential."""
+    filter: str
+    """Keyed hash (hex) of what was asked for."""
+    size: int
+    """Entries that it covers."""
+
+
+ErasureReason = Literal["request", "retention", "annulled"]
+
+
+class ErasureMade(_System, frozen=True, tag="erasure"):
+    """Events were erased. Which, says a list that is not in the ledger; see `erased_digest`."""
+
+    erasure: UUID
+    reason: ErasureReason
+    events: int
+    sha256: str
+
+
+SystemEvent: TypeAlias = PolicyApplied | NoticePublished | KeyChanged | ExportMade | ErasureMade
 _ENCODER = msgspec.json.Encoder(order="sorted")
 _DECODER = msgspec.json.Decoder(SystemEvent)
 
@@ -70,6 +97,14 @@ _DECODER = msgspec.json.Decoder(SystemEvent)
 def system(event: SystemEvent) -> bytes:
     """The entry about something that happened to the ledger."""
     return SYSTEM + _ENCODER.encode(event)
+
+
+def erased_digest(salt: bytes, indexes: Iterable[int]) -> str:
+    """What the entry about an erasure says of its list (hex): SHA-256 of the salt and each index as u64, ascending."""
+    digest = hashlib.sha256(salt)
+    for index in indexes:
+        digest.update(index.to_bytes(8, "big"))
+    return digest.hexdigest()
 
 
 def read_system(entry: bytes) -> SystemEvent:
