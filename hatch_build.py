@@ -8,6 +8,10 @@ from typing import Any
 from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 
+EXTRAS = {"parquet": ("pyarrow",)}
+"""What an extra needs; the versions are those that the tests run with."""
+
+
 def pins(lock: Path) -> list[str]:
     """The exact requirements (``name==version ; marker``) of a hashed lock file."""
     lines = lock.read_text(encoding="utf-8").splitlines()
@@ -21,7 +25,7 @@ class LockedDependencies(MetadataHookInterface):
         """Called by the build with the metadata to complete."""
         root = Path(self.root)
         core = pins(root / "requirements.lock")
+        tested = [pin for pin in pins(root / "requirements-test.lock") if pin not in core]
+        extras = {extra: [pin for pin in tested if pin.split("==")[0] in names] for extra, names in EXTRAS.items()}
         metadata["dependencies"] = core
-        metadata["optional-dependencies"] = {
-            "test": [pin for pin in pins(root / "requirements-test.lock") if pin not in core]
-        }
+        metadata["optional-dependencies"] = {"test": tested, **extras}
