@@ -7,7 +7,6 @@ from typing import Any
 
 from hatchling.metadata.plugin.interface import MetadataHookInterface
 
-
 EXTRAS = {"parquet": ("pyarrow",)}
 """What an extra needs; the versions are those that the tests run with."""
 

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
-from conftest import Tenant
+from conftest import NOTICE, Tenant
 
 from consent_service import db
 from consent_service.ledger import append, audit, entry, lock_head
@@ -70,7 +70,7 @@ def opened(file: bytes) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-async def owner(services: Any, database_url: str) -> Any:
+async def owner(database_url: str) -> Any:
     """Whoever may delete: erasing is not the service's yet."""
     async with await db.connect(database_url, size=2, role=None) as pool:
         yield pool
@@ -114,8 +114,8 @@ class Lively(msgspec.Struct):
 
 async def furnish(tenant: Tenant) -> Lively:
     ada, phone = {"type": "login", "id": "ada"}, {"type": "phone", "id": "+49 30 23125 042"}
-    minted = (await tenant.post("/v1/devices", {"records": [WEB], "notice": {"id": "web-banner", "version": 1,
-              "language": "en"}, "method": "banner_button", "id": str(uuid.uuid4())}, key="publishable")).json()  # fmt: skip
+    first = {"id": str(uuid.uuid4()), "records": [WEB], "notice": NOTICE, "method": "banner_button"}
+    minted = (await tenant.post("/v1/devices", first, key="publishable")).json()
     device, drone = minted["identifier"], {"type": "asset", "id": "SN-1"}
     await tenant.record(WEB, MAIL, subject=ada, evidence={"note": "=1+1\u2028 \"quoted\", 'and' more\n"})
     await tenant.record(WEB, subject=phone)
@@ -158,7 +158,7 @@ async def test_an_export_opens_every_event_and_proves_it(lively: Lively) -> None
 async def test_every_form_opens_the_same(lively: Lively, owner: db.Pool, form: str) -> None:
     rows = await events(lively.tenant)
     await erase(lively.tenant, owner, [rows[2]["idx"], rows[5]["idx"]])
-    made, file = await export(lively.tenant, format=form)
+    _, file = await export(lively.tenant, format=form)
     verdict = await genuine(lively.tenant, file)
     assert verdict.manifest is not None
     assert verdict.manifest.counts.opened == len(rows) - 2

@@ -210,7 +210,7 @@ async def _strands(connection: db.Connection, ledger: Ledger, identifier: bytes,
     """The strands of whom an identifier stands for.
 
     Those of the account that it is linked to now, or of itself, and of all that was ever linked to that. What was
-    annulled never was. Of an identifier that others had before, or have since, only the tenures that belong to the account.
+    annulled never was. Of an identifier that others had before, or have since, only the tenures of the account.
     """
     links = [row for row in await READ_LINKS(connection, ledger.log_id, [identifier]) if _counts(row)]
     account = next((row.anchor for row in links if row.identifier == identifier and row.is_active(now)), identifier)

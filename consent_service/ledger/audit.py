@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator
@@ -45,6 +46,10 @@ _PERSONAL, _SEEN, _ERASED, _CLAIMED = 1, 2, 4, 8
 _ENTRY_LENGTH = 3
 """The least that an entry takes in a bundle."""
 
+_NAME = re.compile(
+    r"README\.txt|checkpoint|timestamp\.tsr|trust-policy|entries/[0-9]{8}|range-proof|events\.(ndjson|csv|parquet)"
+    r"|strands\.json|erasures\.ndjson|manifest\.(json|sig)"
+)
 _LINE = msgspec.json.Decoder(Line)
 _ERASURE = msgspec.json.Decoder(Erased | Indexes)
 _READ_MANIFEST = msgspec.json.Decoder(Manifest)
@@ -129,6 +134,9 @@ class _Audit:
     def run(self, box: Reader) -> None:
         """Read everything."""
         self.box = box
+        for name in box.entries:
+            if _NAME.fullmatch(name) is None:
+                self.tell("added", f"{name!a} does not belong to an export")
         for name in (export.TRUST, export.MANIFEST, export.SIGNATURE, export.CHECKPOINT, export.RANGE):
             if name not in box.entries:
                 raise Damaged("truncated", f"{name} is not there")
@@ -198,7 +206,8 @@ class _Audit:
         for name in sorted(set(want) - set(have)):
             self.tell("truncated", f"{name} is not there")
         for name in sorted(set(have) - set(want)):
-            self.tell("added", f"{name!a} does not belong to an export")
+            if _NAME.fullmatch(name) is not None:
+                self.tell("added", f"{name} does not belong to this export")
         if sorted(have) == sorted(want) and have != want:
             self.tell("reordered", "the members stand in another order")
         listed = [member.name for member in manifest.members]
