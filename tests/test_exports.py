@@ -14,12 +14,17 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
-from conftest import NOTICE, Tenant
+from conftest import NOTICE, SECRET, Tenant
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from consent_service import db
-from consent_service.ledger import append, audit, entry, lock_head
+from consent_service import app, db, tenants
+from consent_service.exports import delivery
+from consent_service.ledger import append, audit, entry, lock_head, read_status
+from consent_service.ledger import export as form
+from consent_service.ledger.note import WITNESS, Signer
 from consent_service.ledger.trust import Trust, trusting
-from consent_service.policies import Policy
+from consent_service.policies import Policy, store
 from consent_service.subjects import Subject
 
 WEB = {"purpose": "analytics", "status": "given", "channel": "web"}
@@ -394,3 +399,203 @@ async def test_an_export_while_writes_go_on_is_that_of_its_moment(lively: Lively
         sizes.append(verdict.manifest.counts.opened)
     assert sizes == sorted(sizes)
     assert sizes[0] >= before
+
+
+class Client:
+    """Somebody on the other end of a download, who may leave, or stop reading."""
+
+    def __init__(self, tenant: Tenant, path: str) -> None:
+        head = [(b"authorization", f"Bearer {tenant.keys['dpo']}".encode())]
+        self.scope = {"type": "http", "method": "GET", "path": path, "raw_path": path.encode(), "headers": head,
+                      "query_string": b"", "root_path": "", "scheme": "http", "http_version": "1.1"}  # fmt: skip
+        self.left, self.reads = asyncio.Event(), asyncio.Event()
+        self.reads.set()
+        self.messages: list[Any] = []
+
+    async def receive(self) -> Any:
+        await self.left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Any) -> None:
+        self.messages.append(message)
+        await self.reads.wait()
+
+
+@pytest.mark.parametrize("way", ["leaves", "stops reading"])
+async def test_a_client_that_goes_or_stalls_ends_the_delivery(lively: Lively, way: str) -> None:
+    made, _ = await export(lively.tenant)
+    client = Client(lively.tenant, made["file"])
+    guarded = app.build(lively.tenant.services)
+    guarded._answer_s = 0.1
+    if way == "leaves":
+        client.left.set()
+    else:
+        client.reads.clear()
+    await asyncio.wait_for(guarded(client.scope, client.receive, client.send), 5)
+    assert len(client.messages) <= 2
+    assert client.messages[-1].get("more_body", True), "what was sent is not taken for a whole file"
+    assert lively.tenant.services.pool.get_idle_size() == lively.tenant.services.pool.get_size(), "nothing is held"
+
+
+async def test_other_calls_go_on_while_a_file_is_made(lively: Lively, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work on events is done in chunks, off the loop: between two of them everybody gets a turn."""
+    monkeypatch.setattr(delivery, "_CHUNK", 1)
+    made, first = await export(lively.tenant)
+    turns = 0
+
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(turn())
+    assert (await get(lively.tenant, made["file"])).content == first
+    counting.cancel()
+    assert turns > len(await events(lively.tenant))
+
+
+async def test_pages_are_joined_without_a_seam(lively: Lively, owner: db.Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = await events(lively.tenant)
+    for place in (2, 5, 6):
+        await erase(lively.tenant, owner, [rows[place]["idx"]])
+    made, first = await export(lively.tenant)
+    of_ada, ada = await export(lively.tenant, subject=lively.ada)
+    for name, count in (("PAGE", 4), ("_CHUNK", 2), ("_MAX_KEYS", 1)):
+        monkeypatch.setattr(delivery, name, count)
+    assert (await get(lively.tenant, made["file"])).content == first
+    assert (await get(lively.tenant, of_ada["file"])).content == ada
+    for name, count in (("BUNDLE", 8), ("LISTED", 1)):
+        monkeypatch.setattr(form, name, count)
+    many = (await get(lively.tenant, made["file"])).content
+    assert b"entries/00000002" in many
+    await genuine(lively.tenant, many)
+
+
+async def test_a_checkpoint_that_was_published_is_the_one_that_is_exported(lively: Lively) -> None:
+    """With whoever else signed it, and its timestamp."""
+    tenant = lively.tenant
+    ledger = tenant.services.ledgers.of(tenant.log_id)
+    async with ledger.connection() as connection:
+        status = await read_status(connection, SECRET.encode(), tenant.log_id)
+        note = status.checkpoint + Signer("witness.example", bytes(32), WITNESS).line("x", 1)
+        await connection.execute(
+            "INSERT INTO checkpoint (log_id, epoch, size, note, timestamp) VALUES ($1, 1, $2, $3, $4)",
+            tenant.log_id, status.size, note, b"token",
+        )  # fmt: skip
+    _, file = await export(tenant)
+    await genuine(tenant, file)
+    assert member(file, "checkpoint").decode() == note
+    assert member(file, "timestamp.tsr") == b"token"
+
+
+async def test_a_frozen_ledger_takes_no_order(lively: Lively, owner: db.Pool) -> None:
+    async with db.connection(owner) as connection:
+        await connection.execute("UPDATE ledger_head SET frozen = 'rest' WHERE log_id = $1", lively.tenant.log_id)
+    answer = await lively.tenant.post("/v1/exports", {}, key="dpo")
+    assert (answer.status_code, answer.json()["type"]) == (503, "/problems/frozen")
+
+
+async def test_purposes_of_an_earlier_policy_can_be_asked_for(lively: Lively, demo_policy: Policy) -> None:
+    tenant = lively.tenant
+    without = {name: purpose for name, purpose in demo_policy.purposes.items() if name != "newsletter"}
+    later = msgspec.structs.replace(demo_policy, purposes=without)
+    async with db.connection(tenant.services.pool, tenant.log_id) as connection:
+        await tenants.apply_policy(connection, tenant.log_id, store.Policies(), later)
+    made, _ = await export(tenant, purposes=["newsletter"])
+    assert made["filter"]["purposes"] == ["newsletter"]
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["yes", "no", "all", "link", "end", "erase"]),
+        st.integers(0, 2),
+    ),
+    max_size=14,
+)
+ASKED = st.fixed_dictionaries(
+    {},
+    optional={
+        "purposes": st.lists(st.sampled_from(["analytics", "marketing.email"]), max_size=2),
+        "channels": st.lists(st.sampled_from(["web", "email"]), max_size=2),
+        "statuses": st.lists(st.sampled_from(["given", "withdrawn", "objected"]), max_size=2),
+        "kinds": st.lists(st.sampled_from(["consent", "link"]), max_size=2),
+        "actors": st.lists(st.sampled_from(["service", "dpo"]), max_size=2),
+        "subject": st.integers(0, 2),
+        "from": st.integers(0, 20),
+        "until": st.integers(0, 20),
+        "format": st.sampled_from(["ndjson", "csv"]),
+    },
+)
+
+
+@pytest.fixture
+def fresh(make_tenant: Any, demo_policy: Policy) -> Any:
+    """Makes a tenant; a plain function, which can be shown in a line."""
+
+    async def make() -> Tenant:
+        return await make_tenant.make(demo_policy)
+
+    return make
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(steps=STEPS, asked=st.lists(ASKED, min_size=1, max_size=3))
+async def test_whatever_happened_and_is_asked_for_what_is_opened_is_what_there_is(
+    fresh: Any, owner: db.Pool, steps: list[Any], asked: list[dict[str, Any]]
+) -> None:
+    tenant = await fresh()
+    phones = [{"type": "phone", "id": f"+49 30 {number}"} for number in range(3)]
+    linked: list[str] = []
+    for step, number in steps:
+        match step:
+            case "yes":
+                await tenant.record(WEB, *([MAIL] if number else []), subject=phones[number])
+            case "no" | "all":
+                said = NO if step == "no" else ALL
+                await tenant.post("/v1/consents", {"subject": phones[number], "records": [said]})
+            case "link":
+                body = {"identifier": phones[number], "login": {"type": "login", "id": "ada"}, "replace": True}
+                linked += [answer.json()["link"]] if (answer := await tenant.post("/v1/links", body)).is_success else []
+            case "end":
+                if linked:
+                    await tenant.post(f"/v1/links/{linked.pop()}/end", {})
+            case "erase":
+                rows = await events(tenant)
+                if some := [row["idx"] for row in rows[number :: max(2, len(rows) // 2)]]:
+                    await erase(tenant, owner, some)
+    await compare(tenant, phones, asked)
+
+
+async def compare(tenant: Tenant, phones: list[dict[str, str]], asked: list[dict[str, Any]]) -> None:
+    """What is opened, with what the history of the database says by the same wish."""
+    everything = opened((await export(tenant))[1])
+    assert [line["index"] for line in everything] == [row["idx"] for row in await events(tenant)]
+    moments = sorted({line["payload"]["recorded_at"] for line in everything}) or ["2026-01-01T00:00:00Z"]
+    for one in asked:
+        choice = {name: value for name, value in one.items() if value != []}
+        for name in ("from", "until"):
+            if name in choice:
+                choice[name] = moments[choice[name] % len(moments)]
+        if "subject" in choice:
+            choice["subject"] = phones[choice["subject"]]
+        if choice.get("from", "") >= choice.get("until", "9"):
+            del choice["until"]
+        _, file = await export(tenant, **choice)
+        verdict = await genuine(tenant, file)
+        rest = {name: value for name, value in choice.items() if name not in ("from", "until", "subject", "format")}
+        within = [
+            line for line in everything
+            if choice.get("from", "") <= line["payload"]["recorded_at"] < choice.get("until", "9")
+            and wanted(line["payload"], rest)
+        ]  # fmt: skip
+        assert verdict.manifest is not None
+        if "subject" not in choice:
+            assert verdict.manifest.counts.opened == len(within)
+        elif "format" not in choice or choice["format"] == "ndjson":
+            found = [line["index"] for line in opened(file)]
+            own = [line["index"] for line in within if line["payload"]["subject"] == choice["subject"]]
+            assert set(found) <= {line["index"] for line in within}
+            others = {"phone"} if not any("change" in line["payload"] for line in everything) else {"phone", "login"}
+            assert {line["payload"]["subject"]["type"] for line in opened(file)} <= others
+            assert set(own) <= set(found) or others == {"phone", "login"}

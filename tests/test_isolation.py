@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import io
 import random
 import re
 import time
 import uuid
+import zipfile
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -37,7 +39,7 @@ from consent_service import app, auth, clock, db, demo, ids, keys, ledger, opera
 from consent_service.devices import Device, Devices
 from consent_service.errors import ConsentError
 from consent_service.guard import Operation
-from consent_service.ledger import entry, tiles
+from consent_service.ledger import entry, export, tiles
 from consent_service.policies import Duration, Issuer, Policy, store
 from consent_service.settings import Settings
 from consent_service.subjects import Hasher
@@ -99,7 +101,8 @@ DRONE = {"type": "asset", "id": "SN-1"}
 HOME = {"type": "household", "id": "home"}
 CARDS = ("ended", "asked", "annulled", "late", "card", "van")
 """Things that Bob is linked to, by what becomes of the links."""
-LINKS = ("device", "phone", "drone", "group", "guardian", *CARDS)
+LINKS = ("device", "phone", "drone", "group", "guardian", *CARDS, "export")
+"""What stands in addresses; an export too."""
 ALIKE = {name: uuid.uuid5(uuid.NAMESPACE_DNS, name) for name in ("late", "card", "van")}
 """Links that have the same id in every tenant."""
 AGE_OUT = f"{clock.now().year + 3}-05-01"
@@ -250,15 +253,22 @@ class World:
                  "query_string": b"", "root_path": "", "scheme": "http", "http_version": "1.1"}  # fmt: skip
         parts: list[Any] = []
 
+        asked: list[bytes] = [raw]
+
         async def receive() -> dict[str, Any]:
-            return {"type": "http.request", "body": raw, "more_body": False}
+            if not asked:
+                await asyncio.Event().wait()  # nobody leaves
+            return {"type": "http.request", "body": asked.pop(), "more_body": False}
 
         async def send(message: Any) -> None:
             parts.append(message)
 
         await self.app(scope, receive, send)
         headers = tuple((name.decode(), value.decode()) for name, value in parts[0]["headers"])
-        return Answer(parts[0]["status"], headers, b"".join(part.get("body", b"") for part in parts).decode())
+        whole = b"".join(part.get("body", b"") for part in parts)
+        if parts[-1].get("more_body"):
+            whole = b"cut off"
+        return Answer(parts[0]["status"], headers, whole.decode() if whole[:2] != b"PK" else exported(whole))
 
     async def rows(self, whose: str = "log_id > 0") -> dict[str, str]:
         """A fingerprint of everything that is stored for tenants, by table."""
@@ -283,6 +293,16 @@ class World:
                WHERE table_schema = 'public' AND column_name = 'log_id' ORDER BY 1"""
         )
         return [row["table_name"] for row in found]
+
+
+def exported(file: bytes) -> str:
+    """What an export tells that is no hash and no salt."""
+    with zipfile.ZipFile(io.BytesIO(file)) as box:
+        lines = [msgspec.json.decode(line, type=export.Line) for line in box.open("events.ndjson")]
+        erased = [line.decode() for line in box.open("erasures.ndjson") if line.startswith(b"[")]
+        manifest = msgspec.json.decode(box.read("manifest.json"), type=export.Manifest)
+    facts = (manifest.origin, manifest.size, manifest.first, manifest.end, manifest.counts)
+    return "\n".join([str(facts), *(f"{line.index} {bytes(line.payload).decode()}" for line in lines), *erased])
 
 
 @asynccontextmanager
@@ -364,6 +384,7 @@ async def furnish(world: World, me: Tenant) -> None:
     )
     for statement in BY_HAND:
         await world.owner.execute(statement, me.log_id)
+    me.links["export"] = (await do(world, me, "dpo", operations.EXPORT, Sent({"kinds": ["consent"]})))["id"]
 
 
 BY_HAND = (
@@ -450,7 +471,17 @@ def reads(me: Tenant, them: Tenant) -> dict[str, list[Sent]]:
             *(Sent({"after": one.links["phone"], "limit": 1}) for one in (me, them)),
             *(Sent({"subject": named(one.device)}) for one in (me, them)),
         ],
-    }
+        "orderExport": [
+            Sent({}),
+            *(Sent({"subject": named(one.device)}) for one in (me, them)),
+            Sent({"subject": PHONE, "kinds": ["link"], "actors": ["service"], "from": "2020-01-01T00:00:00Z"}),
+            Sent({"purposes": ["analytics"], "channels": ["web"], "statuses": ["given"], "format": "csv",
+                  "until": "2020-01-01T00:00:00Z"}),
+            *(Sent({"purposes": [f"club.{one.word}"]}) for one in (me, them)),
+        ],
+        "readExport": [Sent(None, one.links["export"]) for one in (me, them)],
+        "fetchExport": [Sent(None, one.links["export"]) for one in (me, them)],
+    }  # fmt: skip
 
 
 def linking(me: Tenant, them: Tenant, caller: str) -> dict[str, list[Sent]]:
@@ -509,7 +540,7 @@ def test_every_operation_and_every_field_is_called() -> None:
 
 IDS = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|d[vt]_[0-9]+_[\w-]{22}(?:_[\w-]{43})?")
 PASSING = re.compile(
-    r'[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]+Z|(?<="nonce":")[\w-]+|(?<="error_id":")\w+|(?<="receipt":")[^"]+|\b(client|officer|person):[0-9a-f]{32}\b'
+    r'[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]+Z|(?<="nonce":")[\w-]+|(?<="error_id":")\w+|(?<="receipt":")[^"]+|(?<="subject":")[0-9a-f]{32}|\b(client|officer|person):[0-9a-f]{32}\b'
 )
 
 
@@ -528,7 +559,7 @@ class Run:
     seen: dict[str, str] = field(default_factory=dict)
 
     def note(self, label: str, operation: Operation, answer: Answer) -> None:
-        headers = [one for one in answer.headers if one[0] != "content-length"]
+        headers = [(name, self.masked(text)) for name, text in answer.headers if name != "content-length"]
         body = "" if operation.id == "metrics" else answer.body  # they count what went before
         if answer.status == 200 and operation.id in ("readState", "readConflicts"):
             body = msgspec.json.encode(ordered(answer.json())).decode()
@@ -1187,6 +1218,7 @@ def asking(v: Victim, proof: str | None) -> dict[str, list[Sent]]:
         "readLinks": who,
         "readConflicts": [*who, Sent({})],
         "challengeLink": [Sent({"identifier": one["subject"], "proof": proof}) for one in about],
+        "orderExport": who,
     }
 
 
@@ -1368,7 +1400,8 @@ async def test_somebody_elses_log_in_changes_nothing(
 
 
 RIGHT = {"mintDevice": "publishable", "annulLink": "dpo", "revokeToken": "admin", "backChannelLogout": "nobody",
-         "readState": "dpo", "readHistory": "dpo", "readLinks": "dpo", "readConflicts": "dpo"}  # fmt: skip
+         "readState": "dpo", "readHistory": "dpo", "readLinks": "dpo", "readConflicts": "dpo",
+         "orderExport": "dpo"}  # fmt: skip
 """Who may call what; else the service."""
 CHANGING = ("recordConsents", "link", "endLink", "annulLink", "revokeToken", "backChannelLogout")
 

@@ -12,7 +12,7 @@ import msgspec
 from consent_service import db, decode, ids
 from consent_service.auth import Credential
 from consent_service.errors import FieldError, Invalid, NotFound
-from consent_service.exports.deliver import READ_STRANDS, StrandRow, deliver
+from consent_service.exports.delivery import READ_STRANDS, StrandRow, deliver
 from consent_service.exports.model import Asked, Export, ExportBody, ExportRow
 from consent_service.ledger import Ledger, Ledgers, Tip, append, lock_head, parquet, read_head
 from consent_service.ledger.entry import ExportMade, system

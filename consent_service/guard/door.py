@@ -173,7 +173,8 @@ def _scope_below(call: Call, operation: Operation) -> Scope:
     state = scope.setdefault("state", {})
     state["credential"] = call.credential
     state["operation"] = operation
-    state["bodiless"] = call.is_head
+    if operation.streams:
+        state["bodiless"] = call.is_head
     return scope
 
 
