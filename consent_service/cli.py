@@ -16,7 +16,7 @@ import msgspec
 
 from consent_service import __version__, auth, db, decode, demo, keys, log, policies, server, settings, tenants
 from consent_service.errors import ConsentError, NotFound, SetupError
-from consent_service.ledger import Status, audit, container, read_status, receipt
+from consent_service.ledger import Status, audit, container, read_status, receipt, verdict
 from consent_service.ledger.note import NoteError
 from consent_service.ledger.proof import MAX_PROOF
 from consent_service.ledger.trust import MAX_TRUST, Trust, trusting
@@ -446,9 +446,9 @@ def verify_file(file: BinaryIO, keys_given: tuple[str, ...], trust: TextIO | Non
 def _verify_export(file: BinaryIO, whom: Trust | None, as_json: bool) -> None:
     if not file.seekable():
         raise click.UsageError("An export is read by its directory: give a file, not a pipe.")
-    verdict = audit.verify(file, whom)
-    _tell(as_json, verdict, audit.as_text(verdict))
-    if not verdict.genuine:
+    found = audit.verify(file, whom)
+    _tell(as_json, found, verdict.as_text(found))
+    if not found.genuine:
         sys.exit(1)
 
 

@@ -24,6 +24,7 @@ from consent_service.ledger import append, audit, entry, lock_head, read_status
 from consent_service.ledger import export as form
 from consent_service.ledger.note import WITNESS, Signer
 from consent_service.ledger.trust import Trust, trusting
+from consent_service.ledger.verdict import Verdict, as_text
 from consent_service.policies import Policy, store
 from consent_service.subjects import Subject
 
@@ -53,11 +54,11 @@ async def export(tenant: Tenant, **wanted: Any) -> tuple[dict[str, Any], bytes]:
     return made.json(), answer.content
 
 
-async def verified(tenant: Tenant, file: bytes) -> audit.Verdict:
+async def verified(tenant: Tenant, file: bytes) -> Verdict:
     return audit.verify(io.BytesIO(file), await known(tenant))
 
 
-async def genuine(tenant: Tenant, file: bytes) -> audit.Verdict:
+async def genuine(tenant: Tenant, file: bytes) -> Verdict:
     verdict = await verified(tenant, file)
     assert verdict.problems == []
     assert verdict.genuine
@@ -363,7 +364,7 @@ async def test_a_key_of_another_ledger_proves_nothing(lively: Lively, make_tenan
     assert (verdict.genuine, set(verdict.counts)) == (False, {"signature"})
     alone = audit.verify(io.BytesIO(file), None)
     assert (alone.genuine, alone.trusted) == (True, False)
-    assert "came with the file" in audit.as_text(alone)
+    assert "came with the file" in as_text(alone)
 
 
 async def test_the_files_head_alone_is_asked_for_without_work(lively: Lively) -> None:

@@ -84,13 +84,15 @@ def _nobody(_count: int) -> None:
 
 
 async def deliver(ledger: Ledger, row: ExportRow, tell: Callable[[int], None] = _nobody) -> AsyncGenerator[bytes, None]:
-    """The pieces of the file of an export; `tell` hears of how many more entries were passed, twice of each."""
+    """The pieces of the file of an export; `tell` hears of how many more entries were passed, twice of each.
+
+    A piece may be empty: then there was work and nothing to show for it, which keeps a waiting caller waiting.
+    """
     delivery = _Delivery(ledger, row, tell)
     for part in (delivery.opening, delivery.entries, delivery.proof, delivery.events, delivery.strands,
                  delivery.erasures, delivery.closing):  # fmt: skip
         async for piece in part():
-            if piece:
-                yield piece
+            yield piece
 
 
 class _Delivery:
@@ -130,6 +132,7 @@ class _Delivery:
                 bundle, number = [], number + 1
             await self._note("running")
             self.tell(len(page))
+            yield b""
 
     async def _read_entries(self, place: int) -> list[bytes]:
         async with self.ledger.connection() as connection:
@@ -160,11 +163,15 @@ class _Delivery:
         stream = self.writer.stream(export.events(kind), deflated=kind != "parquet")
         form = _FORMS[kind]()
         yield stream.write(form.head())
+        left = self.entries_done
         async for page in self._pages():
             for at in range(0, len(page), _CHUNK):
                 yield await asyncio.to_thread(self._written, stream, form, page[at : at + _CHUNK])
             await self._note("running")
             self.tell(len(page))
+            left -= len(page)
+            yield b""
+        self.tell(left)
         yield stream.write(await asyncio.to_thread(form.foot)) + stream.close()
 
     def _pages(self) -> AsyncIterator[list[OpenedRow]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import NamedTuple
 from uuid import UUID
 
@@ -128,7 +128,7 @@ async def order(ledger: Ledger, body: ExportBody, by: str) -> ExportRow:
 def _filter(body: ExportBody, identifier: bytes | None) -> Filter:
     """What is asked for, the same for the same wish."""
     return Filter(
-        from_=body.from_, until=body.until, purposes=tuple(sorted(set(body.purposes))),
+        from_=_utc(body.from_), until=_utc(body.until), purposes=tuple(sorted(set(body.purposes))),
         channels=tuple(sorted(set(body.channels))), statuses=tuple(sorted(set(body.statuses))),
         subject=None if identifier is None else identifier.hex(), actors=tuple(sorted(set(body.actors))),
         kinds=tuple(sorted(set(body.kinds))),
@@ -149,7 +149,16 @@ async def _demand_sound(connection: db.Connection, ledger: Ledger, body: ExportB
         raise Invalid("Some fields cannot be accepted.", tuple(errors))
 
 
+def _utc(moment: datetime | None) -> datetime | None:
+    return None if moment is None else moment.astimezone(UTC)
+
+
 def _faults(body: ExportBody) -> Iterator[FieldError]:
+    for name, moment in (("from", body.from_), ("until", body.until)):
+        try:
+            _utc(moment)
+        except OverflowError:
+            yield FieldError(f"/{name}", "lies before or beyond all years that there are")
     if body.from_ is not None and body.until is not None and body.from_ >= body.until:
         yield FieldError("/until", "must be later than `from`")
     if body.format == "parquet" and not parquet.is_installed():

@@ -13,7 +13,7 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -21,25 +21,11 @@ from consent_service.ledger import export, lines, parquet, tree
 from consent_service.ledger.container import Code, Damaged, Reader, stamp
 from consent_service.ledger.entry import PERSONAL, ErasureMade, erased_digest, read_system, tag
 from consent_service.ledger.export import ERASURES, Erased, Indexes, Line, Manifest, Said, Span, Strand
-from consent_service.ledger.note import MAX_NOTE, Checkpoint, Note, NoteError, read
+from consent_service.ledger.note import MAX_NOTE, Checkpoint, NoteError, Verifier, read
 from consent_service.ledger.proof import Proof
 from consent_service.ledger.trust import MAX_TRUST, Trust
+from consent_service.ledger.verdict import ErasedNote, Findings, Verdict
 
-CODES: dict[Code, str] = {
-    "missing": "something of the range is not there, though neither erased nor left out by the filter",
-    "altered": "something is not what was signed",
-    "reordered": "something stands in another place",
-    "duplicated": "something stands there twice",
-    "suppressed": "an event was held back: neither shown nor erased by an erasure that the ledger has an entry about",
-    "truncated": "the file ends early, or a part of it is not there",
-    "added": "something stands there that does not belong",
-    "replayed": "the checkpoint is that of another state of the ledger",
-    "signature": "it is not signed by a key that is trusted",
-}
-"""What each code says."""
-
-TOLD = 20
-"""Problems of each code, and erasures, that are told; the others are counted."""
 _SMALL = 1_048_576
 _MANIFEST = 67_108_864
 _PERSONAL, _SEEN, _ERASED, _CLAIMED = 1, 2, 4, 8
@@ -56,78 +42,28 @@ _READ_MANIFEST = msgspec.json.Decoder(Manifest)
 _STRANDS = msgspec.json.Decoder(list[Strand])
 
 
-class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One thing that is wrong."""
-
-    code: Code
-    what: str
-    index: int | None = None
-    """Of the entry that it is about."""
-
-
-class ErasedNote(msgspec.Struct, frozen=True):
-    """An erasure that the ledger has an entry about."""
-
-    erasure: str
-    reason: str
-    at: str
-    events: int
-
-
-class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """What was found."""
-
-    kind: Literal["export"] = "export"
-    genuine: bool
-    trusted: bool
-    """False: the key came with the file, and nobody said that it is the log's."""
-    keys: list[str]
-    """By which it is signed."""
-    manifest: Manifest | None
-    problems: list[Problem]
-    counts: dict[str, int]
-    """How many problems of each code."""
-    erasures: list[ErasedNote]
-    erasures_count: int
-
-
 def verify(file: BinaryIO, trust: Trust | None) -> Verdict:
     """What is wrong with an export, if anything. `trust` None: it is checked against the key that it brings."""
-    audit = _Audit(trust)
+    findings = Findings()
+    audit = _Audit(findings, trust)
     try:
         audit.run(Reader(file))
     except Damaged as error:
-        audit.tell(error.code, f"{error}")
+        findings.tell(error.code, str(error))
     except NoteError as error:
-        audit.tell("signature", str(error))
-    return audit.verdict()
+        findings.tell("signature", str(error))
+    return findings.verdict(audit.manifest, audit.keys, trusted=trust is not None)
 
 
 class _Audit:
     """One export being read."""
 
-    def __init__(self, trust: Trust | None) -> None:
-        self.given = trust
+    def __init__(self, findings: Findings, trust: Trust | None) -> None:
+        self.tell, self.note = findings.tell, findings.note
+        self.findings = findings
         self.trust = trust
         self.manifest: Manifest | None = None
-        self.counts: Counter[str] = Counter()
-        self.problems: list[Problem] = []
-        self.erasures: list[ErasedNote] = []
-        self.erased = 0
         self.keys: list[str] = []
-
-    def tell(self, code: Code, what: str, index: int | None = None) -> None:
-        """Note a problem."""
-        self.counts[code] += 1
-        if self.counts[code] <= TOLD:
-            self.problems.append(Problem(code, what, index))
-
-    def verdict(self) -> Verdict:
-        """All that was found."""
-        return Verdict(
-            genuine=not self.problems, trusted=self.given is not None, keys=self.keys, manifest=self.manifest,
-            problems=self.problems, counts=dict(self.counts), erasures=self.erasures, erasures_count=self.erased,
-        )  # fmt: skip
 
     # -- what is signed ----------------------------------------------------------------------------------------------
 
@@ -141,7 +77,7 @@ class _Audit:
             if name not in box.entries:
                 raise Damaged("truncated", f"{name} is not there")
         carried = self._trust()
-        self.trust = self.given or carried
+        self.trust = self.trust or carried
         manifest, raw = self._read_manifest()
         self._demand_signed(export.signed_text(manifest.origin, raw), manifest)
         self._compare_names(manifest)
@@ -174,7 +110,7 @@ class _Audit:
             raise Damaged("altered", "the manifest is of another format, or its numbers cannot be")
         if (manifest.end - manifest.first) * _ENTRY_LENGTH > room:
             raise Damaged("truncated", "there are fewer entries than the manifest says")
-        if stamp(manifest.created_at) != self.box.stamp:
+        if not _is_at(manifest, self.box.stamp):
             self.tell("altered", "the members have another time than the manifest")
         self.manifest = manifest
         return manifest, raw
@@ -192,7 +128,7 @@ class _Audit:
             self.tell("altered", "the manifest is not the one that was signed")
 
     @property
-    def _known(self) -> Any:
+    def _known(self) -> tuple[Verifier, ...]:
         assert self.trust is not None, "either was given or carried"  # noqa: S101 -- see `run`
         return self.trust.known
 
@@ -215,19 +151,15 @@ class _Audit:
             self.tell("altered", "the manifest lists other members than an export has")
 
     def _checkpoint(self, manifest: Manifest) -> Checkpoint:
-        checkpoint, _ = self._signed_checkpoint(self._text(export.CHECKPOINT, MAX_NOTE))
+        note = read(self._text(export.CHECKPOINT, MAX_NOTE), self._known)
+        checkpoint = Checkpoint.parse(note.text)
+        assert self.trust is not None, "either was given or carried"  # noqa: S101 -- see `run`
+        self.trust.demand(checkpoint, note)
         if (checkpoint.size, checkpoint.root.hex()) != (manifest.size, manifest.root):
             self.tell("replayed", f"the checkpoint is that of {checkpoint.size} entries, not the manifest's")
         if checkpoint.origin != manifest.origin:
             self.tell("replayed", "the checkpoint is that of another log")
         return checkpoint
-
-    def _signed_checkpoint(self, text: str) -> tuple[Checkpoint, Note]:
-        note = read(text, self._known)
-        checkpoint = Checkpoint.parse(note.text)
-        assert self.trust is not None, "either was given or carried"  # noqa: S101 -- see `run`
-        self.trust.demand(checkpoint, note)
-        return checkpoint, note
 
     def _span(self, manifest: Manifest) -> Span:
         try:
@@ -295,34 +227,33 @@ class _Audit:
 
     def _lines(self, manifest: Manifest) -> Iterator[Line]:
         """The events that stand in their place; the others are told."""
-        last, is_chosen = manifest.first - 1, manifest.filter != export.Filter()
+        first, end, is_chosen = manifest.first, manifest.end, manifest.filter != export.Filter()
+        last, marks = first - 1, self.marks
         try:
             for batch in self._read_events(manifest):
                 for line in batch:
                     if isinstance(line, str):
                         self.tell("altered", f"{export.events(manifest.events)}: {line}")
-                    elif not manifest.first <= line.index < manifest.end:
-                        self.tell("added", f"the event of entry {line.index} is not of the range", line.index)
-                    else:
+                    elif last < line.index < end:
                         if is_chosen:
                             self._demand_wanted(line, manifest)
-                        if self._is_next(line, last, manifest.first):
-                            last = line.index
-                            yield line
+                        last = line.index
+                        marks[last - first] |= _SEEN
+                        yield line
+                    else:
+                        self._tell_misplaced(line, manifest)
         except Damaged as error:
             self.readable = False
             self.tell(error.code, str(error))
 
-    def _is_next(self, line: Line, last: int, first: int) -> bool:
-        seen = self.marks[line.index - first] & _SEEN
-        self.marks[line.index - first] |= _SEEN
-        if line.index > last:
-            return True
-        if seen:
+    def _tell_misplaced(self, line: Line, manifest: Manifest) -> None:
+        if not manifest.first <= line.index < manifest.end:
+            self.tell("added", f"the event of entry {line.index} is not of the range", line.index)
+        elif self.marks[line.index - manifest.first] & _SEEN:
             self.tell("duplicated", f"the event of entry {line.index} stands there twice", line.index)
         else:
+            self.marks[line.index - manifest.first] |= _SEEN
             self.tell("reordered", f"the event of entry {line.index} stands in another place", line.index)
-        return False
 
     def _read_events(self, manifest: Manifest) -> Iterator[list[Line | str]]:
         name = export.events(manifest.events)
@@ -336,7 +267,7 @@ class _Audit:
             case "parquet":
                 for _ in self.box.pieces(name):  # its digest first: the library reads only what was signed
                     pass
-                if self.box.digests[name] in manifest.members and not self.counts:
+                if self.box.digests[name] in manifest.members and not self.findings.problems:
                     yield from parquet.read(self.box, name)
 
     def _demand_wanted(self, line: Line, manifest: Manifest) -> None:
@@ -415,7 +346,7 @@ class _Audit:
     def _read_erasures(self, manifest: Manifest) -> None:
         if ERASURES not in self.box.entries:
             return
-        self.notes: dict[str, tuple[Checkpoint, Note]] = {}
+        self.notes: dict[str, Checkpoint] = {}
         header: Erased | None = None
         indexes, seen, before = array("Q"), set(), -1
         try:
@@ -450,22 +381,20 @@ class _Audit:
             if manifest.first <= index < manifest.end:
                 self.marks[index - manifest.first] |= _ERASED if fault is None else _CLAIMED
         if made is not None and fault is None:
-            self.erased += 1
-            if self.erased <= TOLD:
-                at = made.at.isoformat(timespec="seconds")
-                self.erasures.append(ErasedNote(str(header.erasure), made.reason, at, made.events))
+            at = made.at.isoformat(timespec="seconds")
+            self.note(ErasedNote(str(header.erasure), made.reason, at, made.events))
 
     def _fault(self, header: Erased, indexes: array[int], manifest: Manifest) -> tuple[str | None, ErasureMade | None]:
         try:
             made = read_system(header.entry)
             proof = Proof.parse(header.proof)
             if proof.note not in self.notes:
-                self.notes[proof.note] = self._signed_checkpoint(proof.note)
+                self.notes[proof.note] = self._signed_by_log(proof.note)
         except (ValueError, RecursionError) as error:
             return (str(error) if isinstance(error, NoteError) else "its entry cannot be read"), None
         if not isinstance(made, ErasureMade):
             return "its entry is about something else", None
-        checkpoint, _ = self.notes[proof.note]
+        checkpoint = self.notes[proof.note]
         ours, leaf = self.checkpoint, tree.leaf_hash(header.entry)
         said = (made.erasure, made.reason, made.events, made.sha256)
         tells = (header.erasure, header.reason, len(indexes), erased_digest(header.salt, indexes))
@@ -479,6 +408,14 @@ class _Audit:
             ),
         }
         return next((fault for fault, holds in faults.items() if not holds), None), made
+
+    def _signed_by_log(self, text: str) -> Checkpoint:
+        """A checkpoint that grew from that of the export. Witnesses need not have seen this one too."""
+        note = read(text, self._known)
+        checkpoint = Checkpoint.parse(note.text)
+        if checkpoint.origin not in {signed.by.name for signed in note.signatures}:
+            raise NoteError("the log itself did not sign the checkpoint")
+        return checkpoint
 
     # -- accounts ----------------------------------------------------------------------------------------------------
 
@@ -538,30 +475,8 @@ def _counted(found: export.Counts, said: export.Counts) -> str:
     return ", ".join(f"{name} {there} instead of {wanted}" for name, there, wanted in pairs if there != wanted)
 
 
-def as_text(verdict: Verdict) -> str:
-    """For people."""
-    said = ["an export"] if verdict.manifest is None else _summary(verdict.manifest)
-    lines = [f"{'Genuine' if verdict.genuine else 'NOT genuine'}: {said[0]}", *said[1:]]
-    if verdict.erasures:
-        lines.append("Erased, as the ledger says:")
-        lines += [f"  {one.at} {one.reason}: {one.events} events ({one.erasure})" for one in verdict.erasures]
-    if verdict.erasures_count > TOLD:
-        lines.append(f"  and {verdict.erasures_count - TOLD} more")
-    if verdict.problems:
-        lines.append("What is wrong:")
-        lines += [f"  {problem.code}: {problem.what}" for problem in verdict.problems]
-        lines += [f"  {code}: {count} in all, {TOLD} told" for code, count in verdict.counts.items() if count > TOLD]
-        lines += [f"({code}: {CODES[code]})" for code in CODES if code in verdict.counts]
-    if not verdict.trusted:
-        lines.append("The key came with the file. Compare it with the published one, or give that with --key:")
-        lines += [f"  {key}" for key in verdict.keys]
-    return "\n".join(lines)
-
-
-def _summary(manifest: Manifest) -> list[str]:
-    counts = manifest.counts
-    return [
-        f"export {manifest.export} of the ledger {manifest.origin}, ordered {manifest.created_at:%Y-%m-%d %H:%M} UTC,",
-        f"entries {manifest.first} up to {manifest.end} of {manifest.size}:",
-        f"{counts.opened} events, {counts.erased} erased, {counts.other} not asked for, {counts.system} of the ledger.",
-    ]
+def _is_at(manifest: Manifest, stamped: int) -> bool:
+    try:
+        return stamp(manifest.created_at) == stamped
+    except OverflowError:  # a time beyond all years
+        return False

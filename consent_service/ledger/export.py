@@ -16,6 +16,7 @@ from consent_service.ledger import tree
 from consent_service.ledger.container import Member, Writer
 from consent_service.ledger.entry import ErasureReason
 from consent_service.ledger.note import NoteError, Signer, base64_text, sign, unbase64
+from consent_service.states import Moment
 
 FORMAT = "consent-export/1"
 Format = Literal["ndjson", "csv", "parquet"]
@@ -33,9 +34,9 @@ RANGE, STRANDS, ERASURES, MANIFEST, SIGNATURE = (
 class Filter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename={"from_": "from"}):
     """Which events are wanted; what is left out limits nothing."""
 
-    from_: datetime | None = None
+    from_: Moment | None = None
     """Recorded then or later."""
-    until: datetime | None = None
+    until: Moment | None = None
     """Recorded before."""
     purposes: tuple[str, ...] = ()
     channels: tuple[str, ...] = ()
@@ -74,7 +75,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     export: UUID
     origin: str
     epoch: int
-    created_at: datetime
+    created_at: Moment
     size: int
     """Of the tree that everything is proved against."""
     root: str
@@ -205,7 +206,7 @@ class Said(msgspec.Struct, frozen=True):
     """What a payload says, as far as an export shows or checks it."""
 
     event: str
-    recorded_at: datetime
+    recorded_at: Moment
     subject: Named
     grade: str
     credential: str

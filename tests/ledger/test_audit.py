@@ -21,6 +21,7 @@ from consent_service.ledger import Log, audit, container, entry, tree
 from consent_service.ledger import export as form
 from consent_service.ledger.note import Checkpoint, Signer, sign
 from consent_service.ledger.trust import Trust, trusting
+from consent_service.ledger.verdict import as_text
 from consent_service.policies import Policy
 
 __all__ = ["owner"]
@@ -48,7 +49,7 @@ class Source(NamedTuple):
 def codes(file: bytes, trust: Trust) -> set[str]:
     verdict = audit.verify(io.BytesIO(file), trust)
     assert verdict.genuine == (not verdict.counts)
-    assert audit.as_text(verdict)
+    assert as_text(verdict)
     assert msgspec.json.encode(verdict)
     return set(verdict.counts)
 
