@@ -362,6 +362,8 @@ async def test_a_key_of_another_ledger_proves_nothing(lively: Lively, make_tenan
     _, file = await export(lively.tenant)
     verdict = await verified(other, file)
     assert (verdict.genuine, set(verdict.counts)) == (False, {"signature"})
+    _, table = await export(lively.tenant, format="parquet")
+    assert set((await verified(other, table)).counts) == {"signature"}
     alone = audit.verify(io.BytesIO(file), None)
     assert (alone.genuine, alone.trusted) == (True, False)
     assert "came with the file" in as_text(alone)

@@ -20,7 +20,7 @@ import uuid
 import zipfile
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -101,10 +101,10 @@ DRONE = {"type": "asset", "id": "SN-1"}
 HOME = {"type": "household", "id": "home"}
 CARDS = ("ended", "asked", "annulled", "late", "card", "van")
 """Things that Bob is linked to, by what becomes of the links."""
-LINKS = ("device", "phone", "drone", "group", "guardian", *CARDS, "export")
-"""What stands in addresses; an export too."""
-ALIKE = {name: uuid.uuid5(uuid.NAMESPACE_DNS, name) for name in ("late", "card", "van")}
-"""Links that have the same id in every tenant."""
+LINKS = ("device", "phone", "drone", "group", "guardian", *CARDS, "export", "history")
+"""What stands in addresses; exports too."""
+ALIKE = {name: uuid.uuid5(uuid.NAMESPACE_DNS, name) for name in ("late", "card", "van", "history")}
+"""What has the same id in every tenant."""
 AGE_OUT = f"{clock.now().year + 3}-05-01"
 
 WORDS = ("heron", "kestrel", "osprey")
@@ -301,8 +301,12 @@ def exported(file: bytes) -> str:
         lines = [msgspec.json.decode(line, type=export.Line) for line in box.open("events.ndjson")]
         erased = [line.decode() for line in box.open("erasures.ndjson") if line.startswith(b"[")]
         manifest = msgspec.json.decode(box.read("manifest.json"), type=export.Manifest)
+        raw = box.read("strands.json") if "strands.json" in box.namelist() else b"[]"
+    strands = [(one.tenure, one.events, one.account) for one in msgspec.json.decode(raw, type=list[export.Strand])]
     facts = (manifest.origin, manifest.size, manifest.first, manifest.end, manifest.counts)
-    return "\n".join([str(facts), *(f"{line.index} {bytes(line.payload).decode()}" for line in lines), *erased])
+    return "\n".join(
+        [str(facts), str(strands), *(f"{line.index} {bytes(line.payload).decode()}" for line in lines), *erased]
+    )
 
 
 @asynccontextmanager
@@ -384,7 +388,9 @@ async def furnish(world: World, me: Tenant) -> None:
     )
     for statement in BY_HAND:
         await world.owner.execute(statement, me.log_id)
-    me.links["export"] = (await do(world, me, "dpo", operations.EXPORT, Sent({"kinds": ["consent"]})))["id"]
+    for name, wanted in (("export", {"kinds": ["consent"]}), ("history", {"subject": ADA})):
+        with identified(name):
+            me.links[name] = (await do(world, me, "dpo", operations.EXPORT, Sent(wanted)))["id"]
 
 
 BY_HAND = (
@@ -393,6 +399,16 @@ BY_HAND = (
        VALUES ($1, '01a20040-0000-7000-8000-000000000001', 1, 'request', 'x', 1, now())""",
     "INSERT INTO erased (log_id, idx, erasure) VALUES ($1, 0, '01a20040-0000-7000-8000-000000000001')",
 )
+
+
+@contextmanager
+def identified(name: str) -> Iterator[None]:
+    """What is made first has the id that is the same everywhere, if it is to have one."""
+    with pytest.MonkeyPatch.context() as patch:
+        if name in ALIKE:
+            made, first = ids.event_id, iter([ALIKE[name]])
+            patch.setattr(ids, "event_id", lambda: next(first, None) or made())
+        yield
 
 
 async def furnish_links(world: World, me: Tenant) -> None:
@@ -406,10 +422,7 @@ async def furnish_links(world: World, me: Tenant) -> None:
     await link("group", ADA, group=HOME)
     await link("guardian", KIM, guardian=ADA, age_out=AGE_OUT)
     for name in CARDS:
-        with pytest.MonkeyPatch.context() as patch:
-            if name in ALIKE:
-                made, first = ids.event_id, iter([ALIKE[name]])
-                patch.setattr(ids, "event_id", lambda made=made, first=first: next(first, None) or made())
+        with identified(name):
             await link(name, {"type": "loyalty", "id": name}, login=BOB)
     await do(world, me, "service", operations.END, Sent({}, me.links["ended"]))
     for name, officer in (("asked", "dpo"), ("annulled", "dpo"), ("annulled", "second"), ("late", "dpo")):
@@ -479,8 +492,8 @@ def reads(me: Tenant, them: Tenant) -> dict[str, list[Sent]]:
                   "until": "2020-01-01T00:00:00Z"}),
             *(Sent({"purposes": [f"club.{one.word}"]}) for one in (me, them)),
         ],
-        "readExport": [Sent(None, one.links["export"]) for one in (me, them)],
-        "fetchExport": [Sent(None, one.links["export"]) for one in (me, them)],
+        "readExport": [Sent(None, one.links[name]) for one in (me, them) for name in ("export", "history")],
+        "fetchExport": [Sent(None, one.links[name]) for one in (me, them) for name in ("export", "history")],
     }  # fmt: skip
 
 
@@ -833,6 +846,7 @@ async def test_control_without_walls_much_passes(
 
 
 UNFELT = {
+    "exports.read_checkpoint": "no other of these ledgers has published a checkpoint of the same size",
     "auth.note_use": "finds several rows where one is meant, and fails behind everybody's back",
     "tenures.read_names": "what has the same hash has the same name",
 }

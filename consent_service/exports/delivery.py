@@ -159,9 +159,7 @@ class _Delivery:
 
     async def events(self) -> AsyncIterator[bytes]:
         """The events that are asked for and still there."""
-        kind: Format = self.row.format
-        stream = self.writer.stream(export.events(kind), deflated=kind != "parquet")
-        form = _FORMS[kind]()
+        stream, form = self._stream(export.events(self.row.format)), _FORMS[self.row.format]()
         yield stream.write(form.head())
         left = self.entries_done
         async for page in self._pages():
@@ -173,6 +171,9 @@ class _Delivery:
             yield b""
         self.tell(left)
         yield stream.write(await asyncio.to_thread(form.foot)) + stream.close()
+
+    def _stream(self, name: str) -> Stream:
+        return self.writer.stream(name, export.packing(name))
 
     def _pages(self) -> AsyncIterator[list[OpenedRow]]:
         if self.wanted.subject is not None:
@@ -243,7 +244,7 @@ class _Delivery:
 
     async def erasures(self) -> AsyncIterator[bytes]:
         """What was erased, and that the ledger says so; last, so that nothing erased meanwhile is missing."""
-        stream = self.writer.stream(export.ERASURES, deflated=True)
+        stream = self._stream(export.ERASURES)
         row, after = self.row, -1
         while True:
             async with self.ledger.connection() as connection:

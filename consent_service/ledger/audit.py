@@ -146,6 +146,9 @@ class _Audit:
                 self.tell("added", f"{name} does not belong to this export")
         if sorted(have) == sorted(want) and have != want:
             self.tell("reordered", "the members stand in another order")
+        for name, entry in self.box.entries.items():
+            if entry.kind != export.packing(name):
+                self.tell("altered", f"{name!a} is packed in another way")
         listed = [member.name for member in manifest.members]
         if listed != want[:-2]:
             self.tell("altered", "the manifest lists other members than an export has")
@@ -269,6 +272,8 @@ class _Audit:
                     pass
                 if self.box.digests[name] in manifest.members and not self.findings.problems:
                     yield from parquet.read(self.box, name)
+                else:
+                    self.readable = False
 
     def _demand_wanted(self, line: Line, manifest: Manifest) -> None:
         try:

@@ -162,9 +162,9 @@ class Writer:
         entry = Entry(name.encode("ascii"), "whole", zlib.crc32(data), len(data), len(data), self._at)
         return self._take(entry, digest, digest, local(entry, self._stamp) + data)
 
-    def stream(self, name: str, *, deflated: bool) -> Stream:
+    def stream(self, name: str, kind: Kind) -> Stream:
         """A member that is written piece by piece; nothing else may be written before it is closed."""
-        entry = Entry(name.encode("ascii"), "deflated" if deflated else "stored", 0, 0, 0, self._at)
+        entry = Entry(name.encode("ascii"), kind, 0, 0, 0, self._at)
         return Stream(self, entry, local(entry, self._stamp))
 
     def finish(self) -> bytes:

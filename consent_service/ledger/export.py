@@ -13,7 +13,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from consent_service.ledger import tree
-from consent_service.ledger.container import Member, Writer
+from consent_service.ledger.container import Kind, Member, Writer
 from consent_service.ledger.entry import ErasureReason
 from consent_service.ledger.note import NoteError, Signer, base64_text, sign, unbase64
 from consent_service.states import Moment
@@ -138,6 +138,13 @@ def bundle(number: int) -> str:
 def events(kind: Format) -> str:
     """The name of the member with the events."""
     return f"events.{kind}"
+
+
+def packing(name: str) -> Kind:
+    """How a member is packed. Parquet is compressed by itself, and must be readable from anywhere."""
+    if name == events("parquet"):
+        return "stored"
+    return "deflated" if name in (events("ndjson"), events("csv"), ERASURES) else "whole"
 
 
 def names(first: int, end: int, kind: Format, *, timestamp: bool, subject: bool) -> list[str]:

@@ -63,7 +63,7 @@ def put_together(parts: list[tuple[str, bytes]], source: Source) -> tuple[bytes,
     writer, out = container.Writer(source.manifest.created_at), b""
     for name, data in parts:
         if name in STREAMED:
-            stream = writer.stream(name, deflated=True)
+            stream = writer.stream(name, form.packing(name))
             out += stream.write(data) + stream.close()
         else:
             out += writer.add(name, data)
@@ -186,6 +186,19 @@ def double_member(source: Source, chance: Chance) -> Mutated:
 def add_member(source: Source, chance: Chance) -> Mutated:
     name = chance.choice(["../../etc/passwd", "/etc/passwd", "entries/99999999", "events.txt", "C:\\x", "entries/"])
     return put_together([*source.parts.items(), (name, b"x")], source)[0], {"added"}
+
+
+def repack(source: Source, chance: Chance) -> Mutated:
+    """The same bytes within, packed in another way."""
+    name = chance.choice([name for name in source.parts if name not in STREAMED])
+    writer, out = container.Writer(source.manifest.created_at), b""
+    for other, data in source.parts.items():
+        if other in STREAMED or other == name:
+            stream = writer.stream(other, "deflated" if other in STREAMED else "stored")
+            out += stream.write(data) + stream.close()
+        else:
+            out += writer.add(other, data)
+    return out + writer.finish(), {"altered"}
 
 
 def swap_members(source: Source, chance: Chance) -> Mutated:
@@ -430,7 +443,8 @@ def edit_manifest(source: Source, _chance: Chance) -> Mutated:
 
 
 MUTATIONS: list[Callable[[Source, Chance], Mutated]] = [
-    flip, flip, flip, truncate, append, prepend, drop_member, double_member, add_member, swap_members, drop_line,
+    flip, flip, flip, truncate, append, prepend, drop_member, double_member, add_member, repack, swap_members,
+    drop_line,
     drop_line_and_sign, double_line, swap_lines, foreign_line, edit_payload, edit_salt, swap_payloads, drop_entry,
     double_entry, swap_entries, edit_entry, older_checkpoint, edit_range_proof, drop_erasure, drop_erasure_and_sign,
     swap_erasures, double_erasure, claim_erasure, claim_more, sign_with_another_key, sign_with_another_key_only,
