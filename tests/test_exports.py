@@ -325,8 +325,11 @@ async def test_what_was_annulled_is_not_followed(lively: Lively) -> None:
     ledger = tenant.services.ledgers.of(tenant.log_id)
     async with ledger.connection() as connection:
         await connection.execute("UPDATE link SET annul_asked = 'boss' WHERE link = $1", uuid.UUID(link))
+    before, _ = await export(tenant, subject=lively.ada)
     answer = await tenant.post(f"/v1/links/{link}/annul", {"reason": "false"}, key="dpo")
     assert answer.status_code == 200, answer.text
+    refused = await get(tenant, before["file"])
+    assert (refused.status_code, "annulled" in refused.json()["detail"]) == (404, True), "nor given out any more"
     _, file = await export(tenant, subject=lively.ada)
     await genuine(tenant, file)
     assert lively.phone not in [line["payload"]["subject"] for line in opened(file)]

@@ -26,7 +26,7 @@ from consent_service.ledger.trust import trusting
 from consent_service.vault import Place, StrandKey
 
 T = TypeVar("T")
-PAGE = 4_096
+PAGE = 2_048
 """Entries read at a time; divides the number in a bundle."""
 _CHUNK = 256
 """Events worked on before others get their turn."""

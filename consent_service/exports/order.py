@@ -72,6 +72,7 @@ class Exporter:
         """The pieces of the file, and a name for it; raises NotFound at once, before the first."""
         ledger = self._ledgers.of(credential.log_id)
         row = await find(ledger, export)
+        await _demand_true(ledger, row)
         return deliver(ledger, row), f"export-{row.export}.zip"
 
     async def _told(self, ledger: Ledger, row: ExportRow) -> bytes:
@@ -97,6 +98,18 @@ async def find(ledger: Ledger, export: str) -> ExportRow:
     if row is None:
         raise NotFound("There is no such export.")
     return row
+
+
+async def _demand_true(ledger: Ledger, row: ExportRow) -> None:
+    """Refuse to give out, as one person's, what has turned out to be somebody else's."""
+    if not row.identifiers:
+        return
+    async with ledger.connection() as connection:
+        links = await READ_LINKS(connection, ledger.log_id, row.identifiers)
+    accounts = {one for one, is_account in zip(row.identifiers, row.accounts, strict=True) if is_account}
+    for link in links:
+        if link.anchor in accounts and link.annulled_at is not None and link.annulled_at > row.created_at:
+            raise NotFound("A link of this person was annulled as false since the export was ordered. Order it anew.")
 
 
 async def order(ledger: Ledger, body: ExportBody, by: str) -> ExportRow:
