@@ -9,6 +9,7 @@ from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 EXTRAS = {
     "objects": ["obstore"],
+    "parquet": ["pyarrow"],
     "timestamps": ["rfc3161-client"],
 }
 """What each extra brings beyond requirements.lock. The versions are those it is tested with: requirements-test.lock."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
-from contextlib import asynccontextmanager
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, NamedTuple, Protocol, cast
 
 from litestar import HttpMethod, Litestar, Request, Response
 from litestar.handlers import HTTPRouteHandler
 
-from consent_service import auth, consents, db, decisions, links, openapi, operations, records
+from consent_service import auth, consents, db, decisions, exports, links, openapi, operations, records
 from consent_service.callers import Callers
 from consent_service.devices import Devices
 from consent_service.erasures import Eraser
@@ -44,6 +45,7 @@ class Services(NamedTuple):
     conflicted: links.Conflicted
     eraser: Eraser
     watch: Watch
+    exporter: exports.Exporter
 
 
 class Headers(Protocol):
@@ -73,9 +75,16 @@ class Reply(NamedTuple):
     headers: Mapping[str, str] = {}
 
 
+class Stream(NamedTuple):
+    """What goes back piece by piece."""
+
+    pieces: AsyncGenerator[bytes, None]
+    headers: tuple[tuple[bytes, bytes], ...]
+
+
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Handler = Callable[[Services, Call], Awaitable[bytes | Reply]]
+Handler = Callable[[Services, Call], Awaitable[bytes | Reply | Stream]]
 
 
 @asynccontextmanager
@@ -107,6 +116,7 @@ async def services(settings: Settings, database_url: str) -> AsyncIterator[Servi
                 conflicted=links.Conflicted(ledgers),
                 eraser=Eraser(ledgers, outside.anchor),
                 watch=Watch(ledgers),
+                exporter=exports.Exporter(ledgers),
             )
     finally:
         await writer.close()
@@ -132,34 +142,71 @@ def _route(made: Services, operation: Operation, handler: Handler) -> HTTPRouteH
     async def handle(request: Request[Any, Any, Any]) -> Response[bytes]:
         body = await request.body() if operation.body is not None else b""
         credential = cast("auth.Credential", request.scope["state"].get("credential"))  # None where public
-        answer = await handler(made, Call(body, credential, request.headers, request.path_params))
-        reply = answer if isinstance(answer, Reply) else Reply(answer, status=operation.status)
+        reply = _reply(await handler(made, Call(body, credential, request.headers, request.path_params)), operation)
         return Response(reply.body, media_type=reply.media_type, status_code=reply.status, headers=dict(reply.headers))
 
     path = operation.path.replace("*}", ":path}").replace("}", ":str}").replace(":path:str}", ":path}")
     return HTTPRouteHandler(path, http_method=HttpMethod(operation.method), name=operation.id)(handle)
 
 
+def _reply(answer: bytes | Reply | Stream, operation: Operation) -> Reply:
+    assert not isinstance(answer, Stream), "streams do not pass the framework"  # noqa: S101 -- see `_Front`
+    return answer if isinstance(answer, Reply) else Reply(answer, status=operation.status)
+
+
 class _Front:
-    """Serves the hot operations itself, behind the same guard: the framework would cost more than their own work."""
+    """Serves the hot operations itself, behind the same guard: the framework would cost more than their own work.
+
+    And those that stream, which it would run in tasks that the guard's deadline does not reach.
+    """
 
     def __init__(self, made: Services, framework: Litestar) -> None:
         self._made = made
         self._framework = cast("Any", framework)
-        self._hot = {operation.id: ROUTES[operation] for operation in HOT}
+        self._own = {operation.id: ROUTES[operation] for operation in ROUTES if operation in HOT or operation.streams}
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         operation: Operation | None = scope.get("state", {}).get("operation")
-        handler = None if operation is None else self._hot.get(operation.id)
+        handler = None if operation is None else self._own.get(operation.id)
         if operation is None or handler is None:
             await self._framework(scope, receive, send)
             return
         body = (await receive())["body"]
-        answer = await handler(self._made, Call(body, scope["state"]["credential"], _Headers(scope["headers"])))
-        reply = answer if isinstance(answer, Reply) else Reply(answer, status=operation.status)
+        params = _params(operation.path, scope["path"])
+        call = Call(body, scope["state"]["credential"], _Headers(scope["headers"]), params)
+        answer = await handler(self._made, call)
+        if isinstance(answer, Stream):
+            await _stream(answer, operation, scope["state"]["bodiless"], receive, send)
+            return
+        reply = _reply(answer, operation)
         headers = [(b"content-type", reply.media_type.encode()), (b"content-length", b"%d" % len(reply.body))]
         await send({"type": "http.response.start", "status": reply.status, "headers": headers})
         await send({"type": "http.response.body", "body": reply.body})
+
+
+def _params(template: str, path: str) -> dict[str, str]:
+    """What stands in an address; of one without parameters nothing."""
+    if "{" not in template:
+        return {}
+    pairs = zip(template.split("/"), path.split("/"), strict=True)
+    return {name[1:-1]: value for name, value in pairs if name.startswith("{")}
+
+
+async def _stream(answer: Stream, operation: Operation, bodiless: bool, receive: Receive, send: Send) -> None:
+    """Send an answer piece by piece, each when the one before was taken; stop when nobody is there any more."""
+    headers = [(b"content-type", operation.media_type.encode()), *answer.headers]
+    gone = asyncio.ensure_future(receive())
+    try:
+        async with aclosing(answer.pieces) as pieces:
+            await send({"type": "http.response.start", "status": operation.status, "headers": headers})
+            if not bodiless:
+                async for piece in pieces:
+                    if gone.done():
+                        return
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+    finally:
+        gone.cancel()
 
 
 class _Headers:
@@ -268,6 +315,22 @@ async def erase(made: Services, call: Call) -> bytes:
     return await made.eraser.erase(call.body, call.credential)
 
 
+async def order_export(made: Services, call: Call) -> bytes:
+    """See `exports.Exporter.order`."""
+    return await made.exporter.order(call.body, call.credential)
+
+
+async def read_export(made: Services, call: Call) -> bytes:
+    """See `exports.Exporter.show`."""
+    return await made.exporter.show(call.credential, call.params["id"])
+
+
+async def export_file(made: Services, call: Call) -> Stream:
+    """See `exports.Exporter.file`."""
+    pieces, name = await made.exporter.file(call.credential, call.params["id"])
+    return Stream(pieces, ((b"content-disposition", f'attachment; filename="{name}"'.encode()),))
+
+
 async def revoke(made: Services, call: Call) -> bytes:
     """See `callers.Callers.revoke`."""
     return await made.callers.revoke(call.body, call.credential)
@@ -334,6 +397,9 @@ ROUTES: dict[Operation, Handler] = {
     operations.END: end_link,
     operations.ANNUL: annul_link,
     operations.ERASE: erase,
+    operations.EXPORT: order_export,
+    operations.READ_EXPORT: read_export,
+    operations.EXPORT_FILE: export_file,
     operations.REVOKE: revoke,
     operations.LOGOUT: logout,
     operations.CHECKPOINT: checkpoint,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import closing
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TextIO, TypeVar
 
 import click
 import msgspec
@@ -18,6 +18,7 @@ from consent_service import (
     __version__,
     auth,
     db,
+    decode,
     demo,
     keys,
     log,
@@ -30,7 +31,7 @@ from consent_service import (
 )  # fmt: skip
 from consent_service.erasures import repeat
 from consent_service.errors import ConsentError, NotFound, SetupError
-from consent_service.ledger import Ledger, Ledgers, receipt, standing, turns
+from consent_service.ledger import Ledger, Ledgers, audit, container, receipt, standing, turns, verdict
 from consent_service.ledger.anchor import Anchor, open_anchor
 from consent_service.ledger.note import NoteError
 from consent_service.ledger.outside import Outside
@@ -412,8 +413,69 @@ def recover_ledger(tenant: str, yes: bool, as_json: bool, data: str | None, data
     _tell(as_json, {**msgspec.structs.asdict(made), "erasures_repeated": repeated}, text + again)
 
 
+@ledger_commands.command("export")
+@of_ledger
+@click.option(
+    "--output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The file to write (ZIP)."
+)
+@click.option("--format", "kind", type=click.Choice(["ndjson", "csv", "parquet"]), default="ndjson", show_default=True)
+@click.option("--from", "from_", metavar="TIME", help="Recorded then or later (RFC 3339).")
+@click.option("--until", metavar="TIME", help="Recorded before.")
+@click.option("--purpose", "purposes", multiple=True, metavar="ID", help="This and the following: several times.")
+@click.option("--channel", "channels", multiple=True, metavar="NAME")
+@click.option("--status", "statuses", multiple=True, metavar="NAME")
+@click.option("--subject", metavar="TYPE:ID", help="One person, as in login:ada; the file shows that all is there.")
+@click.option("--actor", "actors", multiple=True, metavar="ID", help="Recorded with this credential.")
+@click.option("--kind", "kinds", multiple=True, metavar="NAME", help="consent, link or read.")
+@service_options
+@as_json
+def export_ledger(
+    tenant: str, output: Path, kind: str, as_json: bool, data: str | None, database_url: str | None, **wanted: Any
+) -> None:
+    """Write the ledger and its events to a file that proves that nothing was changed or left out."""
+    from consent_service import exports  # noqa: PLC0415 -- most commands need none of it
+
+    kept = {name.rstrip("_"): value for name, value in wanted.items() if value}
+    if "subject" in kept:
+        namespace, _, value = kept["subject"].partition(":")
+        kept["subject"] = {"type": namespace, "id": value}
+    body = decode.body(msgspec.json.encode({"format": kind, **kept}), exports.ExportBody)
+    draft = output.with_name(f".{output.name}.{os.getpid()}")
+
+    async def write(reach: InReach, file: BinaryIO) -> exports.ExportRow:
+        row = await exports.order(reach.ledger, body, exports.OPERATOR)
+        with _progress(row.end - row.first, as_json) as tell:
+            async for piece in exports.deliver(reach.ledger, row, tell):
+                file.write(piece)
+        return row
+
+    try:
+        with draft.open("wb") as file:
+            row = _for_ledger(tenant, data, database_url, lambda reach: write(reach, file))
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(output)
+    except OSError as error:
+        raise SetupError(f"The file {output} cannot be written: {error.strerror}.") from None
+    finally:
+        draft.unlink(missing_ok=True)
+    facts = {"export": row.export, "file": str(output), "size": row.size, "first": row.first, "end": row.end}
+    text = f"Written to {output}: entries {row.first} up to {row.end} of {row.size}. Check: consent verify {output}"
+    _tell(as_json, facts, text)
+
+
+@contextmanager
+def _progress(length: int, as_json: bool) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal: it is told how many more entries and events were written."""
+    if as_json or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    with click.progressbar(length=2 * length, label="Exporting", file=sys.stderr) as bar:
+        yield bar.update
+
+
 @consent.command("verify")
-@click.argument("file", type=click.File("r", encoding="utf-8", errors="surrogateescape"))
+@click.argument("file", type=click.File("rb"))
 @click.option(
     "--key", "keys_given", multiple=True, metavar="VKEY", help="A log's key, as `consent ledger status` shows it."
 )
@@ -427,18 +489,41 @@ def recover_ledger(tenant: str, yes: bool, as_json: bool, data: str | None, data
 @click.option("--language", metavar="LANGUAGE", default="en", show_default=True, help="Of those words: de or en.")
 @as_json
 def verify_file(
-    file: TextIO, keys_given: tuple[str, ...], trust: TextIO | None, folder: str | None, language: str, as_json: bool
+    file: BinaryIO, keys_given: tuple[str, ...], trust: TextIO | None, folder: str | None, language: str, as_json: bool
 ) -> None:
-    """Check a receipt: offline, by itself and the keys that you trust. Exit code 0: genuine, 1: not."""
-    if bool(keys_given) == (trust is not None):
-        raise click.UsageError("Name whom you trust: one --key or more, or a --trust file.")
-    text = trust.read(MAX_TRUST + 1) if trust is not None else trusting(keys_given)
+    """Check an export or a receipt: offline, by itself and the keys that you trust. Exit code 0: genuine, 1: not.
+
+    An export brings the key that it is signed with. Without one of yours it is checked against that, which shows no
+    more than that it is whole.
+    """
+    if keys_given and trust is not None:
+        raise click.UsageError("Name whom you trust once: by --key, or by a --trust file.")
+    text = trust.read(MAX_TRUST + 1) if trust is not None else trusting(keys_given) if keys_given else None
     try:
-        whom = Trust.parse(text)
+        whom = None if text is None else Trust.parse(text)
     except NoteError as error:
         raise click.UsageError(f"That is nobody to trust: {error}.") from None
+    start = file.read(MAX_PROOF + 1)
+    if start.startswith(container.MAGIC):
+        _verify_export(file, whom, as_json)
+    elif whom is None:
+        raise click.UsageError("Name whom you trust: one --key or more, or a --trust file. A receipt brings none.")
+    else:
+        _verify_receipt(start.decode(errors="surrogateescape"), whom, folder, language, as_json)
+
+
+def _verify_export(file: BinaryIO, whom: Trust | None, as_json: bool) -> None:
+    if not file.seekable():
+        raise click.UsageError("An export is read by its directory: give a file, not a pipe.")
+    found = audit.verify(file, whom)
+    _tell(as_json, found, verdict.as_text(found))
+    if not found.genuine:
+        sys.exit(1)
+
+
+def _verify_receipt(text: str, whom: Trust, folder: str | None, language: str, as_json: bool) -> None:
     try:
-        found = receipt.verify(file.read(MAX_PROOF + 1), whom)
+        found = receipt.verify(text, whom)
     except NoteError as error:
         _tell(as_json, {"genuine": False, "why": str(error)}, f"Falsified or not a receipt: {error}.")
         sys.exit(1)
@@ -506,11 +591,16 @@ def print_openapi() -> None:
 
 @consent.command("bench")
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), default="bench.json", show_default=True)
+@click.option("--export", "events", type=click.IntRange(1), metavar="N", help="Measure an export of N events instead.")
 @as_json
-def run_bench(output: Path, as_json: bool) -> None:
+def run_bench(output: Path, events: int | None, as_json: bool) -> None:
     """Measure what a record and a check cost beside the least that could do the same job; in about two minutes."""
     from consent_service import bench  # noqa: PLC0415 -- most commands need none of it
 
+    if events is not None:
+        measured = bench.run_export(events, lambda line: click.echo(line, err=True))
+        _tell(as_json, measured, bench.export_table(measured))
+        return
     report = bench.run(lambda line: click.echo(line, err=True))
     output.write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
     _tell(as_json, report, f"{bench.table(report)}\nWritten to {output}.")

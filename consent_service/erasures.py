@@ -8,7 +8,6 @@ advertising back, a keyed hash of each identifier and address stays for a time.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -22,7 +21,7 @@ from consent_service.auth import Credential
 from consent_service.errors import Unavailable
 from consent_service.ledger import Head, Ledger, Ledgers, Opening, Revision, Tip, append, lock_head, read_head
 from consent_service.ledger.anchor import Anchor
-from consent_service.ledger.entry import ErasureMade, ErasureReason, system, tag
+from consent_service.ledger.entry import ErasureMade, ErasureReason, erased_digest, system, tag
 from consent_service.policies import Policy
 from consent_service.states import GRANTS
 from consent_service.subjects import Subject, normal_contact
@@ -332,10 +331,9 @@ async def enter(
 ) -> None:  # fmt: skip
     """Log an erasure, list what it erases, and be allowed to erase it until the transaction ends."""
     salt = os.urandom(_SALT)
-    listed = b"".join(index.to_bytes(8, "big") for index in indexes)
     entry = ErasureMade(
         at=tip.now, erasure=erasure, reason=reason, by=by, events=len(indexes), held=held,
-        sha256=hashlib.sha256(salt + listed).hexdigest(),
+        sha256=erased_digest(salt, indexes),
     )  # fmt: skip
     growth = await append(connection, ledger.log_id, tip, [system(entry)], tip.now)
     await become(connection)

@@ -1,6 +1,6 @@
 """Every operation that there is: who may call it, with what, for what answer. Handlers are in `app`."""
 
-from consent_service import consents, decisions, erasures, links, records
+from consent_service import consents, decisions, erasures, exports, links, records
 from consent_service.auth import MAX_TOKEN
 from consent_service.callers import LogoutForm, RevokeBody, Revoked
 from consent_service.guard import Operation
@@ -85,6 +85,20 @@ ERASE = Operation(
     summary="Erase a person for ever, with everything that belongs to the same account; or tell what would go.",
     body=erasures.EraseBody, answer=erasures.Erased,
 )  # fmt: skip
+EXPORT = Operation(
+    method="POST", path="/v1/exports", id="orderExport", tag="exports", status=201, scopes=frozenset({"export"}),
+    summary="Order an export of the ledger as it is now: a file which proves that nothing was changed or left out.",
+    body=exports.ExportBody, answer=exports.Export,
+)  # fmt: skip
+READ_EXPORT = Operation(
+    method="GET", path="/v1/exports/{id}", id="readExport", tag="exports", scopes=frozenset({"export"}),
+    summary="What an export covers, and how far it is.", answer=exports.Export, errors=frozenset({404}),
+)  # fmt: skip
+EXPORT_FILE = Operation(
+    method="GET", path="/v1/exports/{id}/file", id="fetchExport", tag="exports", scopes=frozenset({"export"}),
+    summary="The file of an export (ZIP); `consent verify` checks it.", media_type="application/zip", streams=True,
+    errors=frozenset({404}),
+)  # fmt: skip
 REVOKE = Operation(
     method="POST", path="/v1/tokens/revoke", id="revokeToken", tag="tokens",
     scopes=frozenset({"keys", "requests:approve"}),
@@ -128,5 +142,5 @@ DESCRIPTION = Operation(
 
 ALL = (
     RECORD, DEVICE, RECEIPT, CHECK, CHECKS, STATE, HISTORY, LINKS, CONFLICTS, CHALLENGE, LINK, END, ANNUL, ERASE,
-    REVOKE, LOGOUT, CHECKPOINT, TILE, LIVE, READY, METRICS, DOCS, DESCRIPTION,
+    EXPORT, READ_EXPORT, EXPORT_FILE, REVOKE, LOGOUT, CHECKPOINT, TILE, LIVE, READY, METRICS, DOCS, DESCRIPTION,
 )  # fmt: skip

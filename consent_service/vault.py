@@ -52,10 +52,11 @@ class Place(NamedTuple):
 class StrandKey:
     """The key of one strand, in the clear, for as long as a call needs it."""
 
-    __slots__ = ("_sealing", "secret", "wrapped")
+    __slots__ = ("_salting", "_sealing", "_tagging", "secret", "wrapped")
 
     def __init__(self, key: bytes, wrapped: bytes) -> None:
         self.secret = key
+        self._salting = self._tagging = b""  # worked out when asked for
         self._sealing = hmac.digest(key, b"ca/v1 enc", "sha256")
         self.wrapped = wrapped
         """As it is stored."""
@@ -73,11 +74,13 @@ class StrandKey:
     @property
     def tags(self) -> bytes:
         """The key of the strand's tags: whoever has it can tell the strand's entries, and that none is missing."""
-        return hmac.digest(self.secret, b"ca/v1 tag", "sha256")
+        self._tagging = self._tagging or hmac.digest(self.secret, b"ca/v1 tag", "sha256")
+        return self._tagging
 
     def salt(self, event: UUID) -> bytes:
         """What the commitment to an event is keyed with: whoever has it can check the event, and no other one."""
-        return hmac.digest(hmac.digest(self.secret, b"ca/v1 salt", "sha256"), event.bytes, "sha256")
+        self._salting = self._salting or hmac.digest(self.secret, b"ca/v1 salt", "sha256")
+        return hmac.digest(self._salting, event.bytes, "sha256")
 
 
 class Vault:

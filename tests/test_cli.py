@@ -305,6 +305,7 @@ def test_demo_prints_one_json_object(place: Path):
 def test_serve_and_demo_on_a_database_of_ones_own(place: Path):
     with running(place) as owner:
         given = {"DATABASE_URL": owner.database_url(), "CONSENT_SECRET": (place / "data" / "secret").read_text()}
+        given["CONSENT_KEY_FILE"] = str(place / "data" / "key-encryption-keys")
         with running(place, data=place / "none", command="serve", environment=given) as other:
             assert other.facts["keys"] == {}
             other.facts["keys"] = owner.keys
@@ -702,3 +703,40 @@ def test_what_is_falsified_is_1_and_whom_nobody_can_trust_2(bare: Path):
         done = consent(bare, "verify", "empty", *wrong)
         assert (done.returncode, "Traceback" in done.stderr) == (2, False)
     assert consent(bare, "verify", "nothing", "--key", str(log.verifier)).returncode == 2
+
+
+def test_an_export_is_written_and_verified_by_whoever_has_the_file_and_the_key(place: Path):
+    with running(place) as demo, demo.client() as client:
+        for name in ("ada", "bob"):
+            assert client.record(name).status == 201
+    at_home = ("--tenant", "demo", "--data", "data")
+    status = json.loads(consent(place, "ledger", "status", *at_home, "--json").stdout)
+    done = consent(place, "ledger", "export", *at_home, "--output", "all.zip", "--json")
+    assert (done.returncode, done.stderr) == (0, ""), "a bar is for terminals"
+    made = json.loads(done.stdout)
+    assert (made["first"], made["end"]) == (0, status["size"])
+    said = consent(place, "ledger", "export", *at_home, "--output", "ada.zip", "--subject", "login:ada").stdout
+    assert "consent verify ada.zip" in said
+    wrong = consent(place, "ledger", "export", *at_home, "--output", "x.zip", "--purpose", "rubbish", "--from", "today")
+    assert (wrong.returncode, "/from" in wrong.stderr) == (1, True)
+    nowhere = consent(place, "ledger", "export", *at_home, "--output", "no/such/x.zip")
+    assert (nowhere.returncode, "Traceback" in nowhere.stderr) == (2, False)
+    assert not [file for file in place.iterdir() if "x.zip" in file.name], "nothing is left of what failed"
+    shutil.rmtree(place / "data")
+    for file, events in (("all.zip", 2), ("ada.zip", 1)):
+        checked = consent(place, "verify", file, "--key", *status["keys"], "--json")
+        found = json.loads(checked.stdout)
+        assert (checked.returncode, found["genuine"], found["trusted"]) == (0, True, True)
+        assert found["manifest"]["counts"]["opened"] == events
+    alone = consent(place, "verify", "all.zip")
+    assert (alone.returncode, status["keys"][0] in alone.stdout) == (0, True)
+    assert "came with the file" in alone.stdout
+    assert json.loads(consent(place, "verify", "all.zip", "--json").stdout)["trusted"] is False
+    stranger = str(note.Signer("localhost/demo", bytes(32)).verifier)
+    assert "signature" in consent(place, "verify", "all.zip", "--key", stranger).stdout
+    raw = (place / "all.zip").read_bytes()
+    (place / "cut.zip").write_bytes(raw[:-100])
+    cut = consent(place, "verify", "cut.zip", "--key", *status["keys"])
+    assert (cut.returncode, "truncated" in cut.stdout, "Traceback" in cut.stderr) == (1, True, False)
+    piped = consent(place, "verify", "-", "--key", *status["keys"])
+    assert (piped.returncode, "Traceback" in piped.stderr) == (1, False), "nothing came"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
 import os
@@ -51,6 +52,7 @@ OPERATIONS = [
     _operation("GET", "/v1/things/{id}", "thing", scopes=frozenset({"state"})),
     _operation("GET", "/v1/things/own", "own"),
     _operation("GET", "/v1/notices/{id}", "notice", scopes=None, public=True, browser=True),
+    _operation("GET", "/v1/stream", "stream", streams=True),
     _operation("GET", "/livez", "livez", scopes=None, public=True),
 ]
 KEYS = {
@@ -539,6 +541,25 @@ class TestFailures:
         reply = await ask(door.guard, "POST", "/v1/check", auth(), GOOD)
         assert (reply.status, reply.problem["type"], reply.headers["retry-after"]) == (503, "/problems/overdue", "1")
         assert cancelled == [True]
+
+    async def test_of_an_answer_that_streams_each_piece_has_its_time(self):
+        door = make(answer_s=0.2)
+
+        async def pieces(_scope: Any, _raw: bytes, send: Any, *, pause: float = 0.05) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            for _ in range(8):
+                await asyncio.sleep(pause)
+                await send({"type": "http.response.body", "body": b"x", "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+        door.behind.act = pieces
+        whole = await ask(door.guard, "GET", "/v1/stream", auth())
+        assert (whole.status, whole.body, whole.done) == (200, b"x" * 8, True)
+        control = await ask(door.guard, "POST", "/v1/check", auth(), GOOD)
+        assert (control.status, control.done) == (200, False), "one that does not stream has one time for all of it"
+        door.behind.act = functools.partial(pieces, pause=5)
+        stuck = await ask(door.guard, "GET", "/v1/stream", auth())
+        assert (stuck.status, stuck.body, stuck.done) == (200, b"", False)
 
     async def test_a_timeout_of_the_app_is_not_ours(self, door, logs):
         async def fail(*_: Any) -> None:

@@ -14,10 +14,10 @@ import asyncpg
 import pytest
 from conftest import Tenant
 
-from consent_service import app, data, db, errors, tenants
+from consent_service import app, bench, cli, data, db, errors, tenants
 from consent_service.ledger import lock_head
 
-ROOMS = (app, cli, tenants)
+ROOMS = (app, bench, cli, tenants)
 """Imported, so that every room has declared its queries."""
 
 EXEMPT = {"migration", "deployment", "tenant"}

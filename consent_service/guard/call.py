@@ -11,6 +11,7 @@ from consent_service.auth import Credential
 from consent_service.errors import ConsentError, Malformed, TooSlow
 from consent_service.guard import metrics
 from consent_service.guard.body import too_large
+from consent_service.guard.deadline import Deadline
 from consent_service.guard.operations import Operation
 from consent_service.guard.pace import Pace
 from consent_service.guard.refusals import Headers, problem
@@ -37,8 +38,8 @@ class Call:
     """What the guard knows of one request; also the `receive` and `send` that the app behind it gets."""
 
     __slots__ = (
-        "_ended", "_pace", "_receive", "_replayed", "_send", "body", "credential", "headers", "in_address", "is_head",
-        "length", "operation", "origin", "scope", "status",
+        "_ended", "_pace", "_receive", "_replayed", "_send", "body", "credential", "deadline", "headers", "in_address",
+        "is_head", "length", "operation", "origin", "piece_s", "scope", "status",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, pace: Pace) -> None:
@@ -60,6 +61,9 @@ class Call:
         self.body: bytes | None = None
         self.status = 0
         """Of the answer, once it has begun."""
+        self.deadline: Deadline | None = None
+        """Of an answer that streams: each piece that has left gives the next one `piece_s` seconds."""
+        self.piece_s = 0.0
 
     def demand_single(self) -> None:
         """Refuse a second header of a kind that decides something: which one counts is anybody's guess."""
@@ -114,6 +118,8 @@ class Call:
                 return
             message = {"type": "http.response.body", "body": b"", "more_body": False}
         await self._send(message)
+        if self.deadline is not None:
+            self.deadline.move(self.piece_s)
 
     def _complete(self, given: Iterable[tuple[bytes, bytes]]) -> Headers:
         headers = [*given, *_ALWAYS]

@@ -50,7 +50,8 @@ class Authenticator(Protocol):
 class Guard:
     """Stands in front of `app` and lets through what `operations` declare.
 
-    `body_s` and `answer_s` are the seconds a body may take to arrive and an answer to be made; `workers` is the number
+    `body_s` and `answer_s` are the seconds a body may take to arrive and an answer (of one that streams, each piece) to
+    be made and taken; `workers` is the number
     of processes that share every credential's rate.
 
     Raises:
@@ -151,6 +152,8 @@ class Guard:
                         return  # the client has gone: nobody is left to answer
                     body.demand_text(call.body or b"")
                     deadline.move(self._answer_s)
+                if operation.streams:
+                    call.deadline, call.piece_s = deadline, self._answer_s
                 if token is not None and time.monotonic() - admitted_at > FRESH_S:  # may have been revoked meanwhile
                     call.credential = await self._admit(token)
                     self._authorise(call, operation)
@@ -170,6 +173,8 @@ def _scope_below(call: Call, operation: Operation) -> Scope:
     state = scope.setdefault("state", {})
     state["credential"] = call.credential
     state["operation"] = operation
+    if operation.streams:
+        state["bodiless"] = call.is_head
     return scope
 
 

@@ -39,6 +39,8 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     """Answers with less where `Prefer: return=minimal` asks for it (RFC 7240)."""
     max_body: int = 65_536
     """Bytes."""
+    streams: bool = False
+    """Answers piece by piece for as long as it takes; what has an end in time is each piece."""
     form: bool = False
     """Takes a form instead of JSON, because a standard says so."""
     browser: bool = False

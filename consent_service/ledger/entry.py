@@ -8,7 +8,9 @@ ids, hashes and counts, no names and no free text.
 
 from __future__ import annotations
 
+import hashlib
 import hmac
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Literal, TypeAlias
 from uuid import UUID
@@ -84,11 +86,23 @@ class Ruptured(_System, frozen=True, tag="rupture"):
     lost_origin: str
 
 
+class ExportMade(_System, frozen=True, tag="export"):
+    """An export of the ledger was ordered."""
+
+    export: UUID
+    by: str
+    """Keyed hash (hex) of the credential."""
+    filter: str
+    """Keyed hash (hex) of what was asked for."""
+    size: int
+    """Entries that it covers."""
+
+
 ErasureReason = Literal["request", "retention"]
 
 
 class ErasureMade(_System, frozen=True, tag="erasure"):
-    """What certain entries say was made unreadable for ever; which, says a list that travels with exports."""
+    """What certain entries say was made unreadable for ever. Which, says a list that is not in the ledger."""
 
     erasure: UUID
     reason: ErasureReason
@@ -98,7 +112,7 @@ class ErasureMade(_System, frozen=True, tag="erasure"):
     held: int
     """How many of them are kept under lock until a date, because a law says so."""
     sha256: str
-    """Of a salt and each entry's index (u64), ascending."""
+    """See `erased_digest`."""
 
 
 class KeysRewrapped(_System, frozen=True, tag="rewrap"):
@@ -109,7 +123,7 @@ class KeysRewrapped(_System, frozen=True, tag="rewrap"):
 
 
 SystemEvent: TypeAlias = (
-    PolicyApplied | NoticePublished | KeyChanged | LogKeyChanged | Ruptured | ErasureMade | KeysRewrapped
+    PolicyApplied | NoticePublished | KeyChanged | LogKeyChanged | Ruptured | ExportMade | ErasureMade | KeysRewrapped
 )
 _ENCODER = msgspec.json.Encoder(order="sorted")
 _DECODER = msgspec.json.Decoder(SystemEvent)
@@ -118,6 +132,14 @@ _DECODER = msgspec.json.Decoder(SystemEvent)
 def system(event: SystemEvent) -> bytes:
     """The entry about something that happened to the ledger."""
     return SYSTEM + _ENCODER.encode(event)
+
+
+def erased_digest(salt: bytes, indexes: Iterable[int]) -> str:
+    """What the entry about an erasure says of its list (hex): SHA-256 of the salt and each index as u64, ascending."""
+    digest = hashlib.sha256(salt)
+    for index in indexes:
+        digest.update(index.to_bytes(8, "big"))
+    return digest.hexdigest()
 
 
 def read_system(entry: bytes) -> SystemEvent:

@@ -85,6 +85,20 @@ class Frontier(NamedTuple):
             row = Row(row.start // 2, [node_hash(left, right) for left, right in pairs])
         return Growth(self, self.size + len(leaves), rows)
 
+    def joined(self, level: int, node: bytes) -> Frontier:
+        """The tree with the 2^level leaves below a complete node added at its end.
+
+        Raises:
+            ValueError: no complete node of that level begins there.
+        """
+        if self.size % (1 << level):
+            raise ValueError("a complete node begins where its size says")
+        nodes = list(self.nodes)
+        place = self.size >> level
+        while place & 1:
+            node, place = node_hash(nodes.pop(), node), place >> 1
+        return Frontier(self.size + (1 << level), (*nodes, node))
+
     def _by_level(self) -> dict[int, bytes]:
         levels = [level for level in range(self.size.bit_length()) if self.size >> level & 1]
         return dict(zip(reversed(levels), self.nodes, strict=True))
@@ -184,6 +198,21 @@ def _siblings(level: int, place: int, size: int, node: Nodes, incomplete: Sequen
             complete = (place + 2) << level <= size
             found.append(node(level, place + 1) if complete else incomplete[level])
         level, place, last = level + 1, place >> 1, last >> 1
+    return found
+
+
+def covering(start: int, end: int) -> list[tuple[int, int]]:
+    """The fewest complete nodes that stand over the leaves from `start` up to but without `end`, from left to right.
+
+    With `start` 0 these are the nodes of a frontier.
+    """
+    found = []
+    while start < end:
+        level = (end - start).bit_length() - 1
+        if start:
+            level = min(level, (start & -start).bit_length() - 1)
+        found.append((level, start >> level))
+        start += 1 << level
     return found
 
 

@@ -198,6 +198,29 @@ CREATE TABLE hold (
 );
 CREATE INDEX hold_identifier ON hold (log_id, identifier);
 CREATE INDEX hold_until ON hold (log_id, until);
+-- Exports that were ordered: what each covers, so that it comes out the same however often it is fetched, and how far
+-- the last delivery has come.
+CREATE TABLE export (
+    log_id       integer     NOT NULL,
+    export       uuid        NOT NULL,
+    format       text        COLLATE "C" NOT NULL,   -- ndjson, csv, parquet
+    filter       bytea       NOT NULL,               -- JSON (ledger/export.py); of a subject the keyed hash
+    epoch        integer     NOT NULL,
+    size         bigint      NOT NULL,               -- of the tree that it proves everything against
+    first        bigint      NOT NULL,               -- the range: from here
+    "end"        bigint      NOT NULL,               -- up to but without this
+    note         text        NOT NULL,               -- the signed checkpoint of that size
+    timestamp    bytea,                              -- RFC 3161 token over the note
+    identifiers  bytea[]     NOT NULL,               -- of a subject: its strands,
+    tenures      integer[]   NOT NULL,
+    events       bigint[]    NOT NULL,               -- how many events each had in that tree,
+    accounts     boolean[]   NOT NULL,               -- and whether others are linked to it
+    status       text        COLLATE "C" NOT NULL,   -- ready, running, done
+    entries_done bigint      NOT NULL,
+    events_done  bigint      NOT NULL,
+    created_at   timestamptz NOT NULL,
+    PRIMARY KEY (log_id, export)
+);
 
 -- What happened to a person: one act (one call) is one event, and one entry of the ledger. What was said or done stands
 -- in the payload, sealed; beside it what queries need.
@@ -298,6 +321,8 @@ ALTER TABLE erased ENABLE ROW LEVEL SECURITY;
 CREATE POLICY one_tenant ON erased USING (log_id = current_setting('consent.log_id')::integer);
 ALTER TABLE hold ENABLE ROW LEVEL SECURITY;
 CREATE POLICY one_tenant ON hold USING (log_id = current_setting('consent.log_id')::integer);
+ALTER TABLE export ENABLE ROW LEVEL SECURITY;
+CREATE POLICY one_tenant ON export USING (log_id = current_setting('consent.log_id')::integer);
 ALTER TABLE event ENABLE ROW LEVEL SECURITY;
 CREATE POLICY one_tenant ON event USING (log_id = current_setting('consent.log_id')::integer);
 ALTER TABLE consent_state ENABLE ROW LEVEL SECURITY;
@@ -322,6 +347,8 @@ REVOKE SELECT ON hold FROM consent_app;
 GRANT INSERT (log_id, slug) ON tenant TO consent_app;
 -- Entries, tiles and events may be added, and neither changed nor removed.
 GRANT UPDATE ON tenant, ledger_head, checkpoint, credential, revocation, strand, link, consent_state TO consent_app;
+-- Of an export only how far it has come.
+GRANT UPDATE (status, entries_done, events_done) ON export TO consent_app;
 GRANT DELETE ON revocation, consent_state, conflict TO consent_app;
 -- Whoever erases may remove events and all that seals them, and neither entries nor tiles.
 GRANT SELECT, DELETE ON event, strand, contact, consent_state, link, conflict, hold TO consent_erase;

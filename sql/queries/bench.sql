@@ -11,3 +11,7 @@ CREATE TABLE IF NOT EXISTS plain_consent (
 
 -- name: plain_insert :exec
 INSERT INTO plain_consent (event, namespace, value, body) VALUES ($1, $2, $3, $4);
+
+-- name: grow_head :exec
+-- The head of a ledger whose entries were copied in.
+UPDATE ledger_head SET size = $2, frontier = $3 WHERE log_id = $1;
