@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import uuid
+import zipfile
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -18,7 +20,7 @@ from conftest import NOTICE, Tenant
 from consent_service import clock, erasures
 from consent_service.auth import Credential
 from consent_service.erasures import EraseBody, Eraser
-from consent_service.ledger import receipt, tree
+from consent_service.ledger import audit, receipt, tree
 from consent_service.ledger.anchor import FileAnchor
 from consent_service.ledger.entry import ErasureMade, read_system
 from consent_service.ledger.head import read_head
@@ -152,6 +154,47 @@ async def test_receipts_handed_out_before_stay_good(tenant: Tenant) -> None:
         log = await ledger.log(connection, await read_head(connection, tenant.log_id))
     proved = receipt.verify(told, Trust.parse(trusting(str(one) for one in log.verifiers)))
     assert person["id"].encode() in proved.payload
+
+
+async def fetched(tenant: Tenant, **wanted: Any) -> bytes:
+    """The file of an export."""
+    made = await tenant.post("/v1/exports", wanted, key="dpo")
+    assert made.status_code == 201, made.text
+    file = await tenant.http.get(made.json()["file"], headers={"Authorization": f"Bearer {tenant.keys['dpo']}"})
+    assert file.status_code == 200, file.text
+    return file.content
+
+
+async def test_exports_of_before_and_after_are_genuine_and_those_after_hold_nothing(tenant: Tenant) -> None:
+    person, other = named("login"), named("login")
+    word = f"said-{uuid.uuid4().hex}"
+    await tenant.record(WEB, subject=person, evidence={"said": word})
+    await tenant.record(CALLS, subject=person, **SCRIPT)
+    await tenant.record(WEB, subject=other)
+    ledger = tenant.services.ledgers.of(tenant.log_id)
+    async with ledger.connection() as connection:
+        log = await ledger.log(connection, await read_head(connection, tenant.log_id))
+    trust = Trust.parse(trusting(str(one) for one in log.verifiers))
+    before, mine = await fetched(tenant), await tenant.post("/v1/exports", {"subject": person}, key="dpo")
+    await erase(tenant, person)
+    after = await fetched(tenant)
+    for file in (before, after):
+        found = audit.verify(io.BytesIO(file), trust)
+        assert (found.genuine, found.problems) == (True, []), found.problems
+    assert found.manifest is not None
+    assert found.manifest.counts.erased == 2
+    events = {"before": member(before, "events.ndjson"), "after": member(after, "events.ndjson")}
+    for secret in (person["id"], word):
+        assert secret.encode() in events["before"], "control"
+        assert secret.encode() not in events["after"]
+    assert other["id"].encode() in events["after"]
+    gone = await tenant.http.get(mine.json()["file"], headers={"Authorization": f"Bearer {tenant.keys['dpo']}"})
+    assert gone.status_code == 404, "what was ordered of the person went too"
+
+
+def member(file: bytes, name: str) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(file)) as opened:
+        return opened.read(name)
 
 
 async def test_a_late_retry_is_told_that_it_was_erased_and_a_new_act_begins_anew(tenant: Tenant) -> None:

@@ -351,6 +351,6 @@ GRANT UPDATE ON tenant, ledger_head, checkpoint, credential, revocation, strand,
 GRANT UPDATE (status, entries_done, events_done) ON export TO consent_app;
 GRANT DELETE ON revocation, consent_state, conflict TO consent_app;
 -- Whoever erases may remove events and all that seals them, and neither entries nor tiles.
-GRANT SELECT, DELETE ON event, strand, contact, consent_state, link, conflict, hold TO consent_erase;
+GRANT SELECT, DELETE ON event, strand, contact, consent_state, link, conflict, export, hold TO consent_erase;
 GRANT SELECT, INSERT ON erasure, erased, hold, consent_state TO consent_erase;
 GRANT SELECT, UPDATE ON idempotency, consent_state, hold TO consent_erase;

@@ -92,7 +92,7 @@ INSERT INTO hold (log_id, idx, erasure, identifier, event, until, key, opening)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8);
 
 -- name: destroy :exec
--- Everything of the strands and links. An idempotency key stays, so that a late retry is told that what it repeats is
+-- Everything of the strands and links, and what was ordered of the person. An idempotency key stays, so that a late retry is told that what it repeats is
 -- erased; a no that was carried elsewhere stays, and forgets whose it was.
 WITH strands AS MATERIALIZED (
     SELECT * FROM unnest($2::bytea[], $3::integer[]) AS s (identifier, tenure)
@@ -116,6 +116,11 @@ WITH strands AS MATERIALIZED (
       AND (c.identifier, c.tenure) NOT IN (SELECT identifier, tenure FROM strands)
 ), conflicts AS (
     DELETE FROM conflict WHERE log_id = $1 AND link = ANY($4::uuid[])
+), exports AS (
+    DELETE FROM export x WHERE x.log_id = $1 AND EXISTS (
+        SELECT FROM unnest(x.identifiers, x.tenures) AS o (identifier, tenure)
+        JOIN strands s ON s.identifier = o.identifier AND s.tenure = o.tenure
+    )
 )
 DELETE FROM link WHERE log_id = $1 AND link = ANY($4::uuid[]);
 
