@@ -30,7 +30,7 @@ from consent_service import (
     tenants,
 )  # fmt: skip
 from consent_service.erasures import repeat
-from consent_service.errors import ConsentError, NotFound, SetupError
+from consent_service.errors import ConsentError, Frozen, NotFound, SetupError
 from consent_service.ledger import Ledger, Ledgers, audit, container, receipt, standing, turns, verdict
 from consent_service.ledger.anchor import Anchor, open_anchor
 from consent_service.ledger.note import NoteError
@@ -370,6 +370,8 @@ def ledger_status(tenant: str, as_json: bool, data: str | None, database_url: st
 def ledger_checkpoint(tenant: str, as_json: bool, data: str | None, database_url: str | None) -> None:
     """Print a signed checkpoint (c2sp.org/tlog-checkpoint) of the ledger as it is now."""
     status = _read_status(tenant, data, database_url)
+    if status.checkpoint is None:
+        raise Frozen(status.frozen or "")
     _tell(as_json, {"checkpoint": status.checkpoint}, status.checkpoint.removesuffix("\n"))
 
 

@@ -16,7 +16,7 @@ from uuid import UUID
 
 import msgspec
 
-from consent_service import db, decode, ids
+from consent_service import db, decode, devices, ids
 from consent_service.auth import Credential
 from consent_service.errors import Unavailable
 from consent_service.ledger import Head, Ledger, Ledgers, Opening, Revision, Tip, append, lock_head, read_head
@@ -233,7 +233,8 @@ async def _find(connection: db.Connection, ledger: Ledger, subject: Subject, hea
     contacts = await _READ_CONTACTS(connection, log_id, *columns)
     names = [Subject(row.namespace, _open(keys, row, VALUE).decode()) for row in strands]
     addresses = [address(_open(keys, row, contact_of(row.contact)).decode()) for row in contacts]
-    people = [name for name in names if name.type not in policy.tenant.shared]  # things are not advertised to
+    things = (devices.NAMESPACE, *policy.tenant.shared)  # which nobody advertises to
+    people = [name for name in names if name.type not in things]
     until = policy.tenant.suppression.after(head.now)
     stones = sorted({ledger.hasher.identifier(one) for one in (*people, *addresses)})
     order = Order(

@@ -160,6 +160,8 @@ class _Book:
             if row is None or row.body != call.body_hash:
                 return None
             head = await read_head(connection, self.ledger.log_id)
+            if head.frozen is not None:
+                raise Frozen(head.frozen)
             return await again(connection, self.ledger, head, Earlier(row.identifier, row))
 
     async def _noes(self, act: Act | None, *, minimal: bool) -> dict[str, Any] | None:

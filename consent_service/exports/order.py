@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from consent_service import db, decode, ids
 from consent_service.auth import Credential
-from consent_service.errors import FieldError, Invalid, NotFound
+from consent_service.errors import FieldError, Frozen, Invalid, NotFound
 from consent_service.exports.delivery import READ_STRANDS, StrandRow, deliver
 from consent_service.exports.model import Asked, Export, ExportBody, ExportRow
 from consent_service.ledger import Ledger, Ledgers, Tip, append, lock_head, parquet, read_head
@@ -70,9 +70,10 @@ class Exporter:
         return await self._told(ledger, await find(ledger, export))
 
     async def file(self, credential: Credential, export: str) -> tuple[AsyncGenerator[bytes, None], str]:
-        """The pieces of the file, and a name for it; raises NotFound at once, before the first."""
+        """The pieces of the file, and a name for it; raises NotFound at once, before the first; so Frozen."""
         ledger = self._ledgers.of(credential.log_id)
         row = await find(ledger, export)
+        await _demand_signing(ledger)
         await _demand_true(ledger, row)
         return deliver(ledger, row), f"export-{row.export}.zip"
 
@@ -100,6 +101,14 @@ async def find(ledger: Ledger, export: str) -> ExportRow:
     if row is None:
         raise NotFound("There is no such export.")
     return row
+
+
+async def _demand_signing(ledger: Ledger) -> None:
+    """A frozen ledger signs nothing, and a file is signed when it is fetched."""
+    async with ledger.connection() as connection:
+        head = await read_head(connection, ledger.log_id)
+    if head.frozen is not None:
+        raise Frozen(head.frozen)
 
 
 async def _demand_true(ledger: Ledger, row: ExportRow) -> None:

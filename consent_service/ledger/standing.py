@@ -60,8 +60,8 @@ class Status(msgspec.Struct, frozen=True):
     """How many of its entries are shown to the world."""
     keys: list[str]
     """What its signatures are verified with (vkeys of c2sp.org/signed-note)."""
-    checkpoint: str
-    """Signed."""
+    checkpoint: str | None
+    """Signed; None: a frozen ledger signs nothing."""
 
 
 _TAKE_UNLOGGED = db.many("ledger", "take_unlogged", UnloggedRow)
@@ -153,5 +153,5 @@ async def status(connection: db.Connection, ledger: Ledger) -> Status:
     return Status(
         origin=log.origin, epoch=found.epoch, size=size, root=root.hex(), frozen=found.frozen,
         published=found.published, keys=[str(signer.verifier) for signer in log.signers],
-        checkpoint=log.checkpoint(size, root),
+        checkpoint=None if found.frozen is not None else log.checkpoint(size, root),
     )  # fmt: skip

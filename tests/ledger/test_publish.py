@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import asyncpg
 import pytest
-from conftest import SECRET, Serve, Tenant
+from conftest import NOTICE, SECRET, Serve, Tenant
 
 from consent_service import auth, clock, keys
 from consent_service.errors import Frozen, Invalid
@@ -116,7 +116,9 @@ def yard(tenant: Tenant, tmp_path: Path, owner: asyncpg.Connection[Any]) -> Yard
 
 async def test_a_restored_older_copy_is_frozen_and_thaws_by_itself_once_the_tail_is_back(yard: Yard) -> None:
     person = {"type": "login", "id": uuid.uuid4().hex}
-    assert (await yard.record(WEB, person=person)).status_code == 201
+    said = {"id": uuid.uuid4().hex, "subject": person, "records": [WEB], "method": "form", "notice": NOTICE}
+    assert (await yard.tenant.post("/v1/consents", said)).status_code == 201
+    before_export = (await yard.tenant.post("/v1/exports", {}, key="dpo")).json()["file"]
     backup = await yard.copy()
     assert (await yard.record(NO, person=person)).status_code == 201
     assert await yard.publish()
@@ -135,6 +137,15 @@ async def test_a_restored_older_copy_is_frozen_and_thaws_by_itself_once_the_tail
     linked = await yard.tenant.post("/v1/links", {"identifier": {"type": "loyalty", "id": "1"}, "login": "x"})
     assert (linked.status_code, linked.json()["type"]) == (503, "/problems/frozen")
     assert (await yard.tenant.check(person, "analytics", channel="web")).keys() >= {"allow", "reason"}, "reads go on"
+    history = await yard.tenant.post("/v1/subjects/history", {"subject": person}, key="dpo")
+    assert history.status_code == 200
+    assert status.checkpoint is None, "nothing is signed"
+    ordered = await yard.tenant.post("/v1/exports", {}, key="dpo")
+    assert ordered.status_code == 503
+    fetched = await yard.tenant.http.get(before_export, headers={"Authorization": f"Bearer {yard.tenant.keys['dpo']}"})
+    assert (fetched.status_code, fetched.json()["type"]) == (503, "/problems/frozen")
+    again = await yard.tenant.post("/v1/consents", said)
+    assert again.status_code == 503, "nor a receipt once more"
     assert not await yard.publish()
 
     await yard.replay_tail(newest)
