@@ -493,7 +493,7 @@ async def test_a_note_that_fails_fails_no_request(tenant: Tenant, monkeypatch: p
             await noted(ring)
         (line,) = [msgspec.json.decode(one) for one in capsys.readouterr().err.splitlines()]
         assert (line["event"], line["level"], line["error"]) == (
-            "use of a key not noted", "warning", "ReadOnlySQLTransactionError"
+            "use of a key not noted", "warning", "Unavailable from ReadOnlySQLTransactionError"
         )  # fmt: skip
         assert (line["log_id"], line["credential"]) == (tenant.log_id, "shop")
         assert key not in str(line)
