@@ -43,11 +43,21 @@ from consent_service.vault import VALUE, Place, StrandKey, answer_to, contact_of
 MAX_CONTACTS = 32
 """How many contacts one purpose may hold for, of one identifier."""
 _NOES = (Slot.BLOCK, Slot.OBJECTION, Slot.RESTRICTION)
+_BRINGING = GRANTS | {"requested", "applies"}
+"""What may allow something, now or once it is confirmed."""
 _FIRST = 1
 
 
 class PolicyMoved(ConsentError):
     """Another policy came into force while an act waited. It is checked again."""
+
+
+class Repeated(ConsentError):
+    """This row of a list was recorded before. Nothing is to be done."""
+
+
+class Suppressed(ConsentError):
+    """Whom this row is about was erased. Advertising comes back by a fresh opt-in of the person, which no list is."""
 
 
 class BatchRow(msgspec.Struct, frozen=True):
@@ -122,13 +132,13 @@ class Batch:
         key = (act.credential, act.device, act.key)
         if (before := self.answered.get(key)) is not None:
             return before[1] if before[0] == act.body_hash else KeyReused()
+        members = self.persons.get(act.identifier) or [_stranger(act)]
+        if act.listed and self._is_suppressed(act, members):
+            return Suppressed()
         if known.body is not None:
-            if known.answer_key is None:
-                return Erased()
-            return Earlier(act.identifier, known) if known.body == act.body_hash else KeyReused()
+            return _before(act, known)
         if act.policy_version != self.head.policy:
             return PolicyMoved()
-        members = self.persons.get(act.identifier) or [_stranger(act)]
         wrong = self._crowded(act) or _unguarded(act, members)
         if wrong is not None:
             return Invalid("Some fields cannot be accepted.", (wrong,))
@@ -136,6 +146,17 @@ class Batch:
         place = len(self.events) - 1
         self.answered[key] = act.body_hash, place
         return place
+
+    def _is_suppressed(self, act: Act, members: list[Member]) -> bool:
+        """Whether an act would bring back to advertising whom an erasure took out of it (GDPR Art. 17, 21(3))."""
+        purposes = act.policy.purposes
+        if not any(record.status in _BRINGING and purposes[record.purpose].direct_marketing for record in act.records):
+            return False
+        rows = [*person(members, self.standing).states]
+        for address in act.addresses:
+            rows += self.standing.get(address, {}).values()
+        now = self.head.now
+        return any(row.slot == Slot.TOMBSTONE and (row.expires_at is None or now < row.expires_at) for row in rows)
 
     def _crowded(self, act: Act) -> FieldError | None:
         """Rows of one identifier are read and weighed together, so their number has an end."""
@@ -306,6 +327,15 @@ _ROWS = msgspec.json.Encoder()
 _ANSWER = msgspec.json.Encoder()
 _PAYLOAD = msgspec.json.Encoder(order="sorted")
 _NO_NOTICE = Shown("", 0, "")
+
+
+def _before(act: Act, known: BatchRow) -> Earlier | Exception:
+    """What to answer to an act whose key is known."""
+    if known.answer_key is None:
+        return Erased()
+    if known.body != act.body_hash:
+        return KeyReused()
+    return Repeated() if act.listed else Earlier(act.identifier, known)
 
 
 def _stranger(act: Act) -> Member:
