@@ -21,7 +21,7 @@ from consent_service.errors import ConsentError, Erased, FieldError, Invalid, Ke
 from consent_service.ledger import Growth, Head, Ledger, Log, Opening, Revision, issue
 from consent_service.ledger.entry import tag
 from consent_service.ledger.tree import Frontier, leaf_hash
-from consent_service.policies import GRADES, Policy
+from consent_service.policies import GRADES
 from consent_service.states import (
     ANY,
     CARRIED,
@@ -124,8 +124,8 @@ class Batch:
         """Of the ledger, one for each event, and what opens each."""
         self.answers: list[bytes] = []
         """To the events, still without their receipts."""
-        self.said: list[tuple[Event, Policy]] = []
-        """The events as such, each with the policy that it names."""
+        self.said: list[tuple[Event, Act]] = []
+        """The events as such, each with the act that it tells of."""
 
     def add(self, act: Act, known: BatchRow) -> int | Earlier | Exception:
         """Write an act, as which event of this batch; or find that it was written before."""
@@ -197,7 +197,7 @@ class Batch:
         self.openings.append(opening)
         self.entries.append(opening.entry)
         self.answers.append(answer)
-        self.said.append((said, act.policy))
+        self.said.append((said, act))
         self.events.append((
             event, act.identifier, strand.tenure, strand.events, ",".join([r.purpose for r in records]),
             ",".join([r.status for r in records]), act.credential, act.grade,
@@ -207,11 +207,12 @@ class Batch:
         ))  # fmt: skip
 
     def receipts(self, log: Log, growth: Growth) -> Iterator[Told]:
-        """The answers to the events, under one checkpoint for all of them."""
+        """The answers to the events, under one checkpoint for all of them. Rows of a list get no receipts."""
         checkpoint = log.checkpoint(growth.frontier.size, growth.root)
         made = zip(self.answers, self.openings, self.said, strict=True)
-        for index, (answer, opening, (event, policy)) in enumerate(made, growth.first):
-            yield Told(answer, issue(index, growth.proof(index), opening, checkpoint), event, policy)
+        for index, (answer, opening, (event, act)) in enumerate(made, growth.first):
+            receipt = "" if act.listed else issue(index, growth.proof(index), opening, checkpoint)
+            yield Told(answer, receipt, event, act.policy)
 
     def _note_conflicts(self, act: Act, records: list[Prepared], members: list[Member]) -> None:
         """What is said late may contradict what was said before two identifiers were linked."""

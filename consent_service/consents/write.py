@@ -248,11 +248,14 @@ class _Book:
         """What a batch would be answered, without receipts; nothing is written."""
         async with self.ledger.connection() as connection:
             _, _, batch, _, done = await self._settled(connection, acts, self._gather)
-        return [
-            Told(batch.answers[one], "", *batch.said[one]) if isinstance(one, int) else one
-            for one in done
-            if not isinstance(one, Earlier)  # of rows there are none: they are told as `Repeated`
-        ]
+        return [self._rehearsed(batch, one) for one in done]
+
+    def _rehearsed(self, batch: Batch, one: int | Earlier | Exception) -> Told | Exception:
+        if isinstance(one, Exception):
+            return one
+        assert isinstance(one, int), "rows of a list are told as `Repeated`"  # noqa: S101 -- they alone are rehearsed
+        event, act = batch.said[one]
+        return Told(batch.answers[one], "", event, act.policy)
 
     async def _settled(self, connection: db.Connection, acts: Sequence[Act], attempt: _Attempt) -> _Tried:
         """What comes of an attempt at a batch, made again while the head is held where the first came to nothing."""
