@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 import json
 import subprocess
-import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
 from conftest import Tenant, Tenants
-from faults.conftest import CONSENT, Demo, clean_environment, copied, demo_data, new_place, running, within
+from faults.conftest import CONSENT, clean_environment, copied, demo_data, new_place, running
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -23,11 +24,9 @@ from test_erasures import erase, history, link, named, reason, stored
 
 from consent_service import imports, records
 from consent_service.errors import SetupError
-from consent_service.imports import Found, Job, Mapping, refusals, sheet
-from consent_service.imports import run as running_import
+from consent_service.imports import Found, Job, Mapping, reading, sheet
 from consent_service.ledger.entry import ImportMade, read_system
 from consent_service.policies import Policy
-from consent_service.states import Event
 from consent_service.subjects import Subject
 
 EXAMPLES = Path(imports.__file__).parent / "examples"
@@ -65,7 +64,12 @@ async def system_entries(tenant: Tenant) -> list[ImportMade]:
     return [entry for row in rows if isinstance(entry := read_system(row["entry"]), ImportMade)]
 
 
+async def acts(tenant: Tenant, subject: dict[str, str]) -> list[Any]:
+    return [one["event"] for one in await history(tenant, subject)]
+
+
 def rejected(file: Path) -> list[dict[str | None, Any]]:
+    csv.field_size_limit(10 * sheet.MAX_ROW)
     return list(csv.DictReader(io.StringIO(file.read_text(encoding="utf-8", errors="surrogateescape"), newline="")))
 
 
@@ -92,13 +96,13 @@ async def test_each_row_is_an_act_with_its_own_time_and_the_lowest_grade(tenant:
     )
     assert (found.rows, found.tally.recorded, found.tally.refused) == (3, 3, {})
     assert (found.tally.effective, found.tally.without_effect) == (1, {"evidence_too_low": 2})
-    (ada,) = await history(tenant, {"type": "login", "id": "ada"})
-    assert (ada["grade"], ada["method"], ada["credential"]) == ("imported", "import", running_import.CREDENTIAL)
+    (ada,) = await acts(tenant, {"type": "login", "id": "ada"})
+    assert (ada["grade"], ada["method"], ada["credential"]) == ("imported", "import", reading.CREDENTIAL)
     assert ada["evidence"] == {"method": "Telefon", "source": "crm"}
     assert (ada["notice"]["id"], ada["notice"]["language"]) == ("web-banner", "de")
-    (eve,) = await history(tenant, {"type": "login", "id": "eve"})
+    (eve,) = await acts(tenant, {"type": "login", "id": "eve"})
     assert (eve["notice"], eve["records"][0]["occurred_at"]) == (None, "2026-05-03T10:00:00Z")
-    (bob,) = await history(tenant, {"type": "login", "id": "bob"})
+    (bob,) = await acts(tenant, {"type": "login", "id": "bob"})
     assert bob["records"][0]["occurred_at"] == "2026-05-03T23:59:59.999999Z", "a day means its end for a no"
     assert await reason(tenant, {"type": "login", "id": "bob"}, "analytics", channel="web") == "withdrawn"
 
@@ -197,7 +201,7 @@ async def test_refused_rows_are_read_in_once_they_are_corrected(tenant: Tenant, 
     again = tmp_path / "again.csv"
     found = await read(tenant, corrected, name="corrected", refusals=again)
     assert (found.tally.recorded, found.tally.refused, again.exists()) == (1, {}, False)
-    (bob,) = await history(tenant, {"type": "login", "id": "bob"})
+    (bob,) = await acts(tenant, {"type": "login", "id": "bob"})
     assert bob["evidence"] == {"note": formula}
 
 
@@ -211,12 +215,10 @@ async def test_a_file_that_is_there_is_never_overwritten(tenant: Tenant, tmp_pat
 
 async def test_a_record_of_an_imported_consent_can_be_made(tenant: Tenant, demo_policy: Policy) -> None:
     await read(tenant, text(mail("ada")))
-    (seen,) = await history(tenant, {"type": "login", "id": "ada"})
-    known = {name: seen[name] for name in Event.__struct_fields__ if name in seen}
-    known |= {"subject": Subject("login", "ada"), "policy": 1, "guardian": None}
-    event = records.opened(json.dumps(known, default=lambda one: {"type": one.type, "id": one.id}).encode())
+    (seen,) = await acts(tenant, {"type": "login", "id": "ada"})
+    event = records.opened(json.dumps(seen).encode())
     assert records.receipt(event, demo_policy)
-    assert records.as_text(records.sheet(event, demo_policy, "en", None))
+    assert "Newsletter" not in records.as_text(records.sheet(event, demo_policy, "en", records.Place("log", 1)))
 
 
 # -- columns and mappings ---------------------------------------------------------------------------------------------
@@ -263,7 +265,7 @@ async def test_the_example_of_a_mailing_list(tenant: Tenant) -> None:
     )
     found = await read(tenant, "\r\n".join(rows).encode("utf-8-sig"), mapping=mapping)
     assert (found.rows, found.tally.recorded, found.tally.passed_over, found.tally.refused) == (3, 2, 1, {})
-    (ada,) = await history(tenant, {"type": "email", "id": "Ada@x.example"})
+    (ada,) = await acts(tenant, {"type": "email", "id": "Ada@x.example"})
     assert ada["records"] == [{
         "purpose": "newsletter", "status": "confirmed", "channel": "email", "contact": "Ada@x.example",
         "recipient": None, "occurred_at": "2026-05-01T09:05:00Z",
@@ -276,20 +278,20 @@ async def test_the_example_of_a_preference_centre(tenant: Tenant) -> None:
     mapping = imports.override(
         imports.read_mapping((EXAMPLES / "preference-centre.toml").read_bytes()), timezone="Europe/Berlin"
     )
+    columns = "Data Subject Identifier;Organization;Country;Purpose Name;Transaction Type;Channel;Interaction Date"
     rows = (
-        "Data Subject Identifier;Organization;Country;Purpose Name;Transaction Type;Channel;Interaction Date;"
-        "Collection Point;Receipt ID",
-        "ada;ACME;DE;Website Analytics;CONFIRMED;Website;29.03.2026 12:00:00;Web form;r-1",
-        "ada;ACME;DE;Email Marketing;OPT_OUT;Email;30.03.2026 12:00:00;;r-2",
-        "bob;ACME;DE;Email Marketing;NO_CHOICE;Email;30.03.2026 12:00:00;;r-3",
-        "bob;ACME;DE;Cookie Banner Shown;CONFIRMED;Website;30.03.2026 12:00:00;;r-4",
-        "bob;ACME;DE;Something Else;CONFIRMED;Website;30.03.2026 12:00:00;;r-5",
+        f"{columns};Receipt ID",
+        "ada;ACME;DE;Website Analytics;CONFIRMED;Website;29.03.2026 12:00:00;r-1",
+        "ada;ACME;DE;Email Marketing;OPT_OUT;Email;30.03.2026 12:00:00;r-2",
+        "bob;ACME;DE;Email Marketing;NO_CHOICE;Email;30.03.2026 12:00:00;r-3",
+        "bob;ACME;DE;Cookie Banner Shown;CONFIRMED;Website;30.03.2026 12:00:00;r-4",
+        "bob;ACME;DE;Something Else;CONFIRMED;Website;30.03.2026 12:00:00;r-5",
     )
     found = await read(tenant, "\n".join(rows).encode(), mapping=mapping)
     assert (found.tally.recorded, found.tally.passed_over, found.tally.refused) == (2, 2, {"invalid": 1})
-    first, second = sorted(await history(tenant, {"type": "login", "id": "ada"}), key=lambda one: one["sequence"])
+    first, second = await acts(tenant, {"type": "login", "id": "ada"})
     assert first["records"][0]["occurred_at"] == "2026-03-29T10:00:00Z"
-    assert first["evidence"] == {"method": "Web form", "receipt": "r-1"}
+    assert first["evidence"] == {"receipt": "r-1"}
     assert second["records"][0]["status"] == "withdrawn"
 
 
@@ -309,7 +311,7 @@ async def test_what_may_mean_two_moments_is_read_as_the_one_that_permits_less(
 ) -> None:
     mapping = Mapping(timezone="Europe/Berlin")
     assert (await read(tenant, text(mail("ada", status, said)), mapping=mapping)).tally.recorded == 1
-    (event,) = await history(tenant, {"type": "login", "id": "ada"})
+    (event,) = await acts(tenant, {"type": "login", "id": "ada"})
     assert event["records"][0]["occurred_at"] == meant
 
 
@@ -376,7 +378,7 @@ async def test_a_quoted_line_break_belongs_to_its_cell(tenant: Tenant) -> None:
     header = f"{HEADER},evidence.note"
     found = await read(tenant, text(f'{mail("ada")},"two\nlines, ""quoted"""', f"{mail('bob')},", header=header))
     assert found.tally.recorded == 2
-    (ada,) = await history(tenant, {"type": "login", "id": "ada"})
+    (ada,) = await acts(tenant, {"type": "login", "id": "ada"})
     assert ada["evidence"] == {"note": 'two\nlines, "quoted"'}
 
 
@@ -426,6 +428,26 @@ async def test_the_same_list_again_records_nothing_and_a_longer_one_the_rest(ten
     assert (longer.continued, longer.tally.recorded, longer.reading, await count(tenant)) == (5, 6, first.reading, 6)
 
 
+async def test_after_a_crash_it_goes_on_from_where_it_was_noted_last(
+    tenant: Tenant, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(reading, "_CHUNK", 2)
+    monkeypatch.setattr(reading, "_NOTE_EVERY", 4)
+    rows = [mail(f"p{n}") if n % 3 else "login,x,nothing,given,,," for n in range(20)]
+    file = tmp_path / "refused.csv"
+    with pytest.raises(Crash):
+        await read(tenant, text(*rows), crashing(6), refusals=file)
+    assert await system_entries(tenant) == []
+    found = await read(tenant, text(*rows), refusals=file)
+    assert (found.continued, found.rows) == (12, 20)
+    assert (found.tally.recorded + found.tally.repeated, found.tally.refused) == (13, {"invalid": 7})
+    assert [row["refused.line"] for row in rejected(file)] == [str(n) for n in range(2, 22, 3)]
+    assert len(await system_entries(tenant)) == 1
+    file.unlink()
+    await read(tenant, text(*rows, "login,x,nothing,given,,,"), refusals=file)
+    assert len(rejected(file)) == 1, "what is new; the others were told"
+
+
 async def test_a_row_that_was_changed_is_another_act_and_the_others_are_not(tenant: Tenant) -> None:
     await read(tenant, text(mail("ada"), mail("bob"), mail("eve")))
     found = await read(tenant, text(mail("ada"), mail("bob", "withdrawn"), mail("eve")))
@@ -463,6 +485,14 @@ async def test_a_dry_run_tells_the_same_and_leaves_no_trace(
     assert (await read(tenant, rows, dry_run=True)).tally.repeated == 2
 
 
+@pytest.fixture
+def fresh(make_tenant: Tenants, demo_policy: Policy) -> Callable[[], Awaitable[Tenant]]:
+    async def make() -> Tenant:
+        return await make_tenant.make(demo_policy)
+
+    return make
+
+
 class Crash(Exception):
     pass
 
@@ -477,8 +507,12 @@ def crashing(after: int) -> Callable[[int], None]:
     return tell
 
 
+def made(who: str, what: str, day: int) -> str:
+    return f"login,{who},{what},,2026-05-{day:02d}T10:00:00Z"
+
+
 ROWS = st.builds(
-    lambda who, what, day: f"login,{who},{what},,2026-05-{day:02d}T10:00:00Z",
+    made,
     st.sampled_from(["ada", "bob", "eve"]),
     st.sampled_from([
         "marketing.email,given,email", "marketing.email,withdrawn,", "analytics,given,web", "analytics,given,app",
@@ -503,18 +537,16 @@ async def standing(tenant: Tenant) -> list[tuple[Any, ...]]:
 )  # fmt: skip
 @given(st.lists(ROWS, min_size=1, max_size=14), st.lists(st.tuples(st.integers(0, 14), st.integers(0, 6)), max_size=4))
 async def test_however_a_list_is_cut_and_whatever_dies_the_same_stands_in_the_end(
-    make_tenant, demo_policy, monkeypatch, tmp_path, rows: Sequence[str], runs: Sequence[tuple[int, int]]
+    fresh, monkeypatch, tmp_path, rows: Sequence[str], runs: Sequence[tuple[int, int]]
 ):
-    monkeypatch.setattr(running_import, "_CHUNK", 2)
-    monkeypatch.setattr(running_import, "_NOTE_EVERY", 3)
-    control, tenant = await make_tenant.make(demo_policy), await make_tenant.make(demo_policy)
+    monkeypatch.setattr(reading, "_CHUNK", 2)
+    monkeypatch.setattr(reading, "_NOTE_EVERY", 3)
+    control, tenant = await fresh(), await fresh()
     once = await read(control, text(*rows))
     file = tmp_path / f"{uuid.uuid4().hex}.csv"
     for upto, dies in sorted(runs):
-        try:
+        with suppress(Crash):
             await read(tenant, text(*rows[:upto]), crashing(dies), refusals=file)
-        except Crash:
-            pass
     found = await read(tenant, text(*rows), refusals=file)
     assert await standing(tenant) == await standing(control)
     assert await count(tenant) == await count(control) == once.tally.recorded
@@ -580,7 +612,7 @@ async def test_the_same_list_after_an_erasure_says_no_again_and_nothing_else(
         assert found.tally.refused == {"suppressed": 1, "erased": 1}, again
         assert (found.tally.recorded, found.tally.repeated) == (recorded, 2 - recorded)
         await owner.execute("DELETE FROM import WHERE log_id = $1", tenant.log_id)
-    (event,) = await history(tenant, {"type": "login", "id": "ada"})
+    (event,) = await acts(tenant, {"type": "login", "id": "ada"})
     assert event["records"][0]["status"] == "objected"
 
 
@@ -617,7 +649,7 @@ async def test_an_erasure_while_a_list_is_read_wins(tenant: Tenant, monkeypatch:
     monkeypatch.setattr(book, "_gather", late)
     found = await read(tenant, text(mail("ada", at="")), name="another")
     assert (found.tally.refused, calls) == ({"suppressed": 1}, 2)
-    assert await history(tenant, {"type": "login", "id": "ada"}) == []
+    assert await acts(tenant, {"type": "login", "id": "ada"}) == []
 
 
 # -- the command ------------------------------------------------------------------------------------------------------
@@ -655,46 +687,40 @@ def test_the_command_says_what_became_of_the_rows_by_its_code_too(place: Path) -
         assert (again.returncode, b"2 of them by an earlier run" in again.stdout) == (1, True)
         fine = command(place, "-", given=text(mail("bob")))
         assert (fine.returncode, b"Standard input cannot be gone on with" in fine.stdout) == (0, True), fine.stderr
-        for wrong in (["none.csv"], ["l.csv", "--map", "none"], ["l.csv", "--timezone", "Mars/Olympus"],
-                      ["l.csv", "--delimiter", ";;"], ["l.csv", "--ignore", "hat", "--list", "x"]):  # fmt: skip
-            refused = command(place, *wrong)
-            assert (refused.returncode, refused.stdout) == (2, b""), wrong
-            assert b"Traceback" not in refused.stderr
+        for wrong, said in (("--timezone", b"no time zone"), ("--ignore", b"ignore nowhere")):
+            refused = command(place, "l.csv", "--list", "x", wrong, "nowhere")
+            assert (refused.returncode, refused.stdout, b"Traceback" in refused.stderr) == (2, b"", False)
+            assert said in refused.stderr
 
 
 async def test_killed_again_and_again_it_records_each_row_once(place: Path) -> None:
-    people, rows = 4_000, []
-    for n in range(people):
-        rows.append(f"login,u{n},nothing,given,web,," if n % 400 == 399 else mail(f"u{n}"))
+    people = 1_500
+    rows = [f"login,u{n},nothing,given,web,," if n % 100 == 99 else mail(f"u{n}") for n in range(people)]
     (place / "l.csv").write_bytes(text(*rows))
+    counted = "SELECT count(*) FROM event WHERE credential = 'import:list'"
     with running(place) as demo:
         connection = await asyncpg.connect(demo.database_url())
-        counted = "SELECT count(*) FROM event WHERE credential = 'import:list'"
-        for _ in range(3):
-            await kill_once_it_writes(place, demo, connection, counted)
-        assert 0 < await connection.fetchval(counted) < people, "the kills fell into it"
+        for _ in range(2):
+            await kill_once_it_writes(place, connection, counted)
+        assert 0 < await connection.fetchval(counted) < people * 0.99, "the kills fell into it"
         done = command(place, "l.csv", "--json")
-        accepted = people - people // 400
+        accepted = people - people // 100
         assert await connection.fetchval(counted) == accepted
         once = "SELECT count(DISTINCT identifier) FROM event WHERE credential = 'import:list'"
         assert await connection.fetchval(once) == accepted
         tally = json.loads(done.stdout)["tally"]
-        assert (tally["recorded"] + tally["repeated"], tally["refused"]) == (accepted, {"invalid": people // 400})
+        assert (tally["recorded"] + tally["repeated"], tally["refused"]) == (accepted, {"invalid": people // 100})
         told = [int(row["refused.line"]) for row in rejected(place / "l.csv.rejects.csv")]
-        assert told == list(range(401, people + 2, 400))
+        assert told == list(range(101, people + 2, 100))
         await connection.close()
 
 
-async def kill_once_it_writes(place: Path, demo: Demo, connection: asyncpg.Connection[Any], counted: str) -> None:
+async def kill_once_it_writes(place: Path, connection: asyncpg.Connection[Any], counted: str) -> None:
     before = await connection.fetchval(counted)
-    process = subprocess.Popen(
-        [CONSENT, "import", "l.csv", "--tenant", "demo", "--data", "data"], cwd=place, env=clean_environment(),
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    end = time.monotonic() + 30
-    while await connection.fetchval(counted) < before + 256:
-        assert process.poll() is None
-        assert time.monotonic() < end
+    arguments = ("import", "l.csv", "--tenant", "demo", "--data", "data")
+    process = await asyncio.create_subprocess_exec(CONSENT, *arguments, cwd=place, env=clean_environment())
+    async with asyncio.timeout(30):
+        while await connection.fetchval(counted) == before:
+            assert process.returncode is None
     process.kill()
-    process.wait(10)
-    assert within(5, lambda: demo.process.poll() is None)
+    await process.wait()

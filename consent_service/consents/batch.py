@@ -134,7 +134,7 @@ class Batch:
             return before[1] if before[0] == act.body_hash else KeyReused()
         members = self.persons.get(act.identifier) or [_stranger(act)]
         if act.listed and self._is_suppressed(act, members):
-            return Suppressed()
+            return Suppressed("The person was erased; advertising comes back by a fresh opt-in, which no list is.")
         if known.body is not None:
             return _before(act, known)
         if act.policy_version != self.head.policy:
