@@ -158,13 +158,17 @@ async def _open(ledger: Ledger, writer: Writer, stream: BinaryIO, job: Job) -> _
             before = await _READ(connection, ledger.log_id, listed)
     if before is not None and before.position:
         made = _Reading(ledger, writer, job, listed, Sheet(stream, before.salt, job.mapping.delimiter), before)
-        if made.sheet.skip_to(before.mark) and made.refusals.go_on(before.refusals, before.refusals_digest):
+        if made.sheet.skip_to(before.mark) and made.refusals.go_on(
+            before.refusals, before.refusals_digest, finished=before.finished
+        ):
+            if made.sheet.goes_on:
+                await made.note(before.mark)  # it is not at its end any more
             return made
         stream.seek(0)
     salt = os.urandom(_SALT)
     first = Progress(ids.event_id(), salt, 0, 0, 0, b"", b"{}", 0, b"", finished=False)
     made = _Reading(ledger, writer, job, listed, Sheet(stream, salt, job.mapping.delimiter), first)
-    made.refusals.start(replace=before is not None and not before.finished)
+    made.refusals.start(replace=before is not None and not before.finished and not before.refusals)
     if job.again and not job.dry_run:
         async with ledger.connection() as connection:
             await _BEGIN(connection, ledger.log_id, listed, first.reading, salt)
@@ -204,7 +208,7 @@ class _Reading:
                 self._settle(await task)
                 under_way.popleft()
                 if mark.rows - noted >= _NOTE_EVERY:
-                    await self._note(mark)
+                    await self.note(mark)
                     noted = mark.rows
                 tell(mark.position)
         finally:
@@ -285,7 +289,7 @@ class _Reading:
     async def _finish(self) -> None:
         """Note the end, and have an entry of the ledger say so; unless there was nothing to do."""
         mark, progress, tally = self.sheet.mark(), self._progress, self._tally
-        if self._job.dry_run or (progress.finished and mark.rows == progress.rows):
+        if self._job.dry_run or (progress.finished and mark.position == progress.position):
             return
         ledger = self._ledger
         async with ledger.connection() as connection, connection.transaction():
@@ -297,7 +301,8 @@ class _Reading:
             await append(connection, ledger.log_id, tip, [system(entry)], tip.now)
             await _SAVE(connection, *self._noted(mark), tip.now)
 
-    async def _note(self, mark: Mark) -> None:
+    async def note(self, mark: Mark) -> None:
+        """Have it known how far it has come."""
         if not self._job.dry_run:
             async with self._ledger.connection() as connection:
                 await _SAVE(connection, *self._noted(mark), None)

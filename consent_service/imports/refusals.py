@@ -43,24 +43,37 @@ class Refusals:
         if self._path is None or not self._path.exists():
             return
         if not replace or not self._is_ours():
-            raise SetupError(f"{self._path} exists already: move it away, or name another file (--rejects).")
+            raise self._taken()
         self._path.unlink()
 
-    def go_on(self, size: int, digest: bytes) -> bool:
-        """Go on behind what an earlier run wrote; False where it is not there as it was."""
-        if self._path is None or not size:
-            return not size
+    def go_on(self, size: int, digest: bytes, *, finished: bool) -> bool:
+        """Go on behind what an earlier run wrote; False where rows that nobody has seen are lost with the file.
+
+        `finished`: whether that run came to its end, and so told of its file.
+
+        Raises:
+            SetupError: the file was changed.
+        """
+        if self._path is None:
+            return True
+        if not size:
+            self.start(replace=not finished)
+            return True
+        if not self._path.exists():
+            return finished
         try:
             self._file = self._path.open("r+b")
-        except OSError:
-            return False
-        while self.size < size and (piece := self._file.read(min(_PIECE, size - self.size))):
-            self._count(piece)
-        if self._hash.digest() == digest:
-            self._file.truncate(size)  # what came after it was not noted any more, and comes again
-            return True
-        self.close()
-        return False
+            while self.size < size and (piece := self._file.read(min(_PIECE, size - self.size))):
+                self._count(piece)
+            more = bool(self._file.read(1))
+        except OSError as error:
+            raise self._unwritable(error) from None
+        if self._hash.digest() != digest or (finished and more):
+            self.close()
+            raise self._taken()
+        self._file.seek(size)
+        self._file.truncate()  # what came after it was not noted any more, and comes again
+        return True
 
     def add(self, refused: Iterable[tuple[Row, str]]) -> None:
         """Write rows with their reasons, on to the disk."""
@@ -75,7 +88,7 @@ class Refusals:
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise SetupError(f"Refused rows cannot be written to {self._path} ({error.strerror}).") from None
+            raise self._unwritable(error) from None
         for line in lines:
             self._count(line)
 
@@ -89,6 +102,12 @@ class Refusals:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    def _taken(self) -> SetupError:
+        return SetupError(f"{self._path} exists already: move it away, or name another file (--rejects).")
+
+    def _unwritable(self, error: OSError) -> SetupError:
+        return SetupError(f"Refused rows cannot be written to {self._path} ({error.strerror}).")
 
     def _is_ours(self) -> bool:
         """Whether a file has the head that ours has, or nothing at all."""

@@ -75,6 +75,11 @@ class Sheet:
         self._lines.line, self._rows = mark.line, mark.rows
         return True
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether something stands behind the mark that was skipped to."""
+        return self._lines.has_more
+
     def rows(self) -> Iterator[Row]:
         """The rows; lines that are empty are none."""
         reader = csv.reader(self._lines, delimiter=self.delimiter, strict=True)
@@ -156,6 +161,11 @@ class _Lines:
         if self._size >= MAX_ROW:
             raise csv.Error(f"more than {MAX_ROW} bytes, of which the first are shown, or a quote without its end")
         return raw.decode("utf-8", "surrogateescape")
+
+    @property
+    def has_more(self) -> bool:
+        """Whether a line is at hand."""
+        return bool(self._back)
 
     def fault(self) -> str | None:
         """What no row may have."""
