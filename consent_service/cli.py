@@ -20,6 +20,7 @@ from consent_service import (
     db,
     decode,
     demo,
+    imports,
     keys,
     log,
     policies,
@@ -29,6 +30,8 @@ from consent_service import (
     settings,
     tenants,
 )  # fmt: skip
+from consent_service.consents import Writer
+from consent_service.devices import Devices
 from consent_service.erasures import repeat
 from consent_service.errors import ConsentError, Frozen, NotFound, SetupError
 from consent_service.ledger import Ledger, Ledgers, audit, container, receipt, standing, turns, verdict
@@ -318,6 +321,7 @@ class InReach(NamedTuple):
     anchor: Anchor | None
     root: bytes
     """The root secret."""
+    ledgers: Ledgers
 
 
 def _for_ledger(
@@ -336,7 +340,7 @@ def _for_ledger(
                 raise NotFound("There is no such tenant. `consent policy apply` makes one from its policy.")
             ledgers, outside = Ledgers(pool, root, vault=vault), open_anchor(settings.anchor(chosen))
             await Publisher(ledgers, Outside(outside)).examine(log_id)
-            return await work(InReach(connection, ledgers.of(log_id), outside, root))
+            return await work(InReach(connection, ledgers.of(log_id), outside, root, ledgers))
 
     with server.database(chosen) as (url, _):
         return asyncio.run(run(url, settings.secret(chosen)))
@@ -446,8 +450,8 @@ def export_ledger(
 
     async def write(reach: InReach, file: BinaryIO) -> exports.ExportRow:
         row = await exports.order(reach.ledger, body, exports.OPERATOR)
-        with _progress(row.end - row.first, as_json) as tell:
-            async for piece in exports.deliver(reach.ledger, row, tell):
+        with _progress(None if as_json else 2 * (row.end - row.first), "Exporting") as advance:
+            async for piece in exports.deliver(reach.ledger, row, advance):
                 file.write(piece)
         return row
 
@@ -464,16 +468,6 @@ def export_ledger(
     facts = {"export": row.export, "file": str(output), "size": row.size, "first": row.first, "end": row.end}
     text = f"Written to {output}: entries {row.first} up to {row.end} of {row.size}. Check: consent verify {output}"
     _tell(as_json, facts, text)
-
-
-@contextmanager
-def _progress(length: int, as_json: bool) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal: it is told how many more entries and events were written."""
-    if as_json or not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    with click.progressbar(length=2 * length, label="Exporting", file=sys.stderr) as bar:
-        yield bar.update
 
 
 @consent.command("verify")
@@ -546,6 +540,87 @@ def _record_of(found: receipt.Receipt, policy: policies.Policy, language: str) -
         )
     told = records.sheet(event, policy, language, records.Place(found.checkpoint.origin, found.index))
     return records.receipt(event, policy), records.as_text(told)
+
+
+def import_options(command: Callable[..., None]) -> Callable[..., None]:
+    """How a list is to be read."""
+    for option in reversed((
+        click.option("--tenant", required=True, metavar="SLUG", help="The tenant whose people they are."),
+        click.option("--map", "mapping", type=click.File("rb"), metavar="MAPPING",
+                     help="A TOML file: what the columns mean."),
+        click.option("--list", "name", metavar="NAME", help="Which list it is (default: the file's name)."),
+        click.option("--rejects", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+                     help="Where refused rows go (default: FILE.rejects.csv; of standard input import.rejects.csv)."),
+        click.option("--ignore", multiple=True, metavar="COLUMN",
+                     help="Leave a column out; may be given several times."),
+        click.option("--delimiter", metavar="CHARACTER",
+                     help="What divides the columns (default: a comma, a semicolon or TAB, as the header shows)."),
+        click.option("--timezone", metavar="ZONE", help="Of times that name none, such as Europe/Berlin."),
+        click.option("--dry-run", is_flag=True,
+                     help="Record nothing: tell what would become of each row as things are."),
+    )):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@consent.command("import")
+@click.argument("file", type=click.File("rb"))
+@import_options
+@service_options
+@as_json
+def run_import(
+    file: BinaryIO, tenant: str, as_json: bool, data: str | None, database_url: str | None, **given: Any
+) -> None:
+    """Read existing consents in from a CSV file; `-` is standard input.
+
+    Columns: type, id, purpose, status, channel, contact, recipient, occurred_at, notice, notice_version, language,
+    method and evidence.…; a mapping says what others mean. What was read before is not recorded again: start it again
+    after a crash, or with a longer file. Exit code 1: some rows were refused.
+    """
+    job, size = _job(file, **given), os.fstat(file.fileno()).st_size
+
+    async def read(reach: InReach) -> imports.Found:
+        with _progress(size if job.again and not as_json else None, "Importing") as advance:
+            writer = Writer(reach.ledgers, Devices(reach.root))
+            return await imports.run(reach.ledger, writer, file, job, _positions(advance))
+
+    found = _for_ledger(tenant, data, database_url, read)
+    _tell(as_json, found, imports.as_text(found, job))
+    if found.tally.refusals:
+        sys.exit(1)
+
+
+def _job(
+    file: BinaryIO, mapping: BinaryIO | None, name: str | None, rejects: Path | None, dry_run: bool, **said: Any
+) -> imports.Job:
+    """The list that the options describe."""
+    known = imports.read_mapping(b"" if mapping is None else mapping.read())
+    path, again = Path(file.name), file.seekable() and file is not sys.stdin.buffer
+    refused = rejects or (path.with_name(f"{path.name}.rejects.csv") if again else Path("import.rejects.csv"))
+    to = None if dry_run and rejects is None else refused
+    return imports.Job(name or path.name, imports.override(known, **said), to, dry_run, again)
+
+
+@contextmanager
+def _progress(length: int | None, label: str) -> Iterator[Callable[[int], None]]:
+    """A bar that is told of each step, where a terminal is attached and the end is known."""
+    if length is None or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    with click.progressbar(length=length, label=label, file=sys.stderr) as bar:
+        yield bar.update
+
+
+def _positions(advance: Callable[[int], None]) -> Callable[[int], None]:
+    """Turns the place that was reached into steps."""
+    at = 0
+
+    def tell(position: int) -> None:
+        nonlocal at
+        advance(position - at)
+        at = position
+
+    return tell
 
 
 @consent.command("purge")

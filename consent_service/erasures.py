@@ -24,7 +24,7 @@ from consent_service.ledger.anchor import Anchor
 from consent_service.ledger.entry import ErasureMade, ErasureReason, erased_digest, system, tag
 from consent_service.policies import Policy
 from consent_service.states import GRANTS
-from consent_service.subjects import Subject, normal_contact
+from consent_service.subjects import ADDRESSES, Subject, address
 from consent_service.vault import VALUE, Place, StrandKey, contact_of
 
 _SALT = 32
@@ -233,6 +233,7 @@ async def _find(connection: db.Connection, ledger: Ledger, subject: Subject, hea
     contacts = await _READ_CONTACTS(connection, log_id, *columns)
     names = [Subject(row.namespace, _open(keys, row, VALUE).decode()) for row in strands]
     addresses = [address(_open(keys, row, contact_of(row.contact)).decode()) for row in contacts]
+    addresses += [address(name.id) for name in names if name.type in ADDRESSES]  # in whichever spelling it comes back
     things = (devices.NAMESPACE, *policy.tenant.shared)  # which nobody advertises to
     people = [name for name in names if name.type not in things]
     until = policy.tenant.suppression.after(head.now)
@@ -245,11 +246,6 @@ async def _find(connection: db.Connection, ledger: Ledger, subject: Subject, hea
         stones=[Stone(stone, until) for stone in stones],
     )
     return Found(order, list(dict.fromkeys(names)), events, _held(ledger, policy, keys, events, head.now))
-
-
-def address(contact: str) -> Subject:
-    """The identifier that a contact would be, were somebody known by it."""
-    return Subject("email" if "@" in contact else "phone", normal_contact(contact))
 
 
 def _proving(policy: Policy) -> list[str]:

@@ -15,6 +15,8 @@ from consent_service.errors import FieldError
 MAX_ID = 256
 MAX_PROOF = 128
 """Longest proof of possession."""
+ADDRESSES = ("email", "phone")
+"""Namespaces whose identifiers are addresses or numbers themselves."""
 
 
 class Subject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -68,6 +70,11 @@ def normal_contact(value: str) -> str:
         return value.strip().lower()
     digits = value.translate({ord(mark): None for mark in " -/().\u00a0"})
     return digits if digits.isascii() and digits.lstrip("+").isdigit() else value.strip()
+
+
+def address(contact: str) -> Subject:
+    """The identifier that a contact would be, were somebody known by it."""
+    return Subject("email" if "@" in contact else "phone", normal_contact(contact))
 
 
 def id_errors(value: str, pointer: str) -> Iterator[FieldError]:

@@ -416,6 +416,7 @@ BY_HAND = (
        VALUES ($1, 0, '01a20040-0000-7000-8000-000000000001', 'x', '01a20040-0000-7000-8000-000000000001', now(),
                'x', 'x')""",
     "INSERT INTO erased (log_id, idx, erasure) VALUES ($1, 0, '01a20040-0000-7000-8000-000000000001')",
+    "INSERT INTO import (log_id, list, reading, salt) VALUES ($1, 'x', '01a20040-0000-7000-8000-000000000001', 'x')",
 )
 
 

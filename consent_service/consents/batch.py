@@ -21,7 +21,7 @@ from consent_service.errors import ConsentError, Erased, FieldError, Invalid, Ke
 from consent_service.ledger import Growth, Head, Ledger, Log, Opening, Revision, issue
 from consent_service.ledger.entry import tag
 from consent_service.ledger.tree import Frontier, leaf_hash
-from consent_service.policies import GRADES, Policy
+from consent_service.policies import GRADES
 from consent_service.states import (
     ANY,
     CARRIED,
@@ -43,11 +43,21 @@ from consent_service.vault import VALUE, Place, StrandKey, answer_to, contact_of
 MAX_CONTACTS = 32
 """How many contacts one purpose may hold for, of one identifier."""
 _NOES = (Slot.BLOCK, Slot.OBJECTION, Slot.RESTRICTION)
+_BRINGING = GRANTS | {"requested", "applies"}
+"""What may allow something, now or once it is confirmed."""
 _FIRST = 1
 
 
 class PolicyMoved(ConsentError):
     """Another policy came into force while an act waited. It is checked again."""
+
+
+class Repeated(ConsentError):
+    """This row of a list was recorded before. Nothing is to be done."""
+
+
+class Suppressed(ConsentError):
+    """Whom this row is about was erased. Advertising comes back by a fresh opt-in of the person, which no list is."""
 
 
 class BatchRow(msgspec.Struct, frozen=True):
@@ -114,21 +124,21 @@ class Batch:
         """Of the ledger, one for each event, and what opens each."""
         self.answers: list[bytes] = []
         """To the events, still without their receipts."""
-        self.said: list[tuple[Event, Policy]] = []
-        """The events as such, each with the policy that it names."""
+        self.said: list[tuple[Event, Act]] = []
+        """The events as such, each with the act that it tells of."""
 
     def add(self, act: Act, known: BatchRow) -> int | Earlier | Exception:
         """Write an act, as which event of this batch; or find that it was written before."""
         key = (act.credential, act.device, act.key)
         if (before := self.answered.get(key)) is not None:
             return before[1] if before[0] == act.body_hash else KeyReused()
+        members = self.persons.get(act.identifier) or [_stranger(act)]
+        if act.listed and self._is_suppressed(act, members):
+            return Suppressed("The person was erased; advertising comes back by a fresh opt-in, which no list is.")
         if known.body is not None:
-            if known.answer_key is None:
-                return Erased()
-            return Earlier(act.identifier, known) if known.body == act.body_hash else KeyReused()
+            return _before(act, known)
         if act.policy_version != self.head.policy:
             return PolicyMoved()
-        members = self.persons.get(act.identifier) or [_stranger(act)]
         wrong = self._crowded(act) or _unguarded(act, members)
         if wrong is not None:
             return Invalid("Some fields cannot be accepted.", (wrong,))
@@ -136,6 +146,17 @@ class Batch:
         place = len(self.events) - 1
         self.answered[key] = act.body_hash, place
         return place
+
+    def _is_suppressed(self, act: Act, members: list[Member]) -> bool:
+        """Whether an act would bring back to advertising whom an erasure took out of it (GDPR Art. 17, 21(3))."""
+        purposes = act.policy.purposes
+        if not any(record.status in _BRINGING and purposes[record.purpose].direct_marketing for record in act.records):
+            return False
+        rows = [*person(members, self.standing).states]
+        for address in act.addresses:
+            rows += self.standing.get(address, {}).values()
+        now = self.head.now
+        return any(row.slot == Slot.TOMBSTONE and (row.expires_at is None or now < row.expires_at) for row in rows)
 
     def _crowded(self, act: Act) -> FieldError | None:
         """Rows of one identifier are read and weighed together, so their number has an end."""
@@ -176,7 +197,7 @@ class Batch:
         self.openings.append(opening)
         self.entries.append(opening.entry)
         self.answers.append(answer)
-        self.said.append((said, act.policy))
+        self.said.append((said, act))
         self.events.append((
             event, act.identifier, strand.tenure, strand.events, ",".join([r.purpose for r in records]),
             ",".join([r.status for r in records]), act.credential, act.grade,
@@ -186,11 +207,12 @@ class Batch:
         ))  # fmt: skip
 
     def receipts(self, log: Log, growth: Growth) -> Iterator[Told]:
-        """The answers to the events, under one checkpoint for all of them."""
+        """The answers to the events, under one checkpoint for all of them. Rows of a list get no receipts."""
         checkpoint = log.checkpoint(growth.frontier.size, growth.root)
         made = zip(self.answers, self.openings, self.said, strict=True)
-        for index, (answer, opening, (event, policy)) in enumerate(made, growth.first):
-            yield Told(answer, issue(index, growth.proof(index), opening, checkpoint), event, policy)
+        for index, (answer, opening, (event, act)) in enumerate(made, growth.first):
+            receipt = "" if act.listed else issue(index, growth.proof(index), opening, checkpoint)
+            yield Told(answer, receipt, event, act.policy)
 
     def _note_conflicts(self, act: Act, records: list[Prepared], members: list[Member]) -> None:
         """What is said late may contradict what was said before two identifiers were linked."""
@@ -306,6 +328,15 @@ _ROWS = msgspec.json.Encoder()
 _ANSWER = msgspec.json.Encoder()
 _PAYLOAD = msgspec.json.Encoder(order="sorted")
 _NO_NOTICE = Shown("", 0, "")
+
+
+def _before(act: Act, known: BatchRow) -> Earlier | Exception:
+    """What to answer to an act whose key is known."""
+    if known.answer_key is None:
+        return Erased()
+    if known.body != act.body_hash:
+        return KeyReused()
+    return Repeated() if act.listed else Earlier(act.identifier, known)
 
 
 def _stranger(act: Act) -> Member:

@@ -14,7 +14,7 @@ from consent_service.consents.model import ConsentBody, Record, Shown
 from consent_service.errors import FieldError, Invalid, KeyMissing
 from consent_service.policies import GRADES, Method, Notice, Policy, Purpose
 from consent_service.states import ALL_PURPOSES, ANY, FOR_ALL, GRANTS, RESTRICTIVE, SLOT, Slot, Status
-from consent_service.subjects import MAX_ID, Hasher, Subject, id_errors
+from consent_service.subjects import ADDRESSES, MAX_ID, Hasher, Subject, address, id_errors
 
 CLOCK_SKEW = timedelta(seconds=5)
 """A caller's clock may run ahead of ours by this much; the time is then ours."""
@@ -58,6 +58,10 @@ class Act(msgspec.Struct, frozen=True, gc=False):
     """Whether the caller may be told what holds for the person, or for the identifier alone."""
     guardian: bytes
     """Keyed hash of the guardian who acted; b"" where none did."""
+    listed: bool = False
+    """Whether it is a row of a list that is read in: whoever was erased does not come back by it."""
+    addresses: tuple[bytes, ...] = ()
+    """Of such a row: the identifiers that its addresses and numbers would be."""
 
 
 def attests(credential: Credential) -> bool:
@@ -81,6 +85,7 @@ class _Preparation:
         self.policy = policy
         self.body = sent.body
         self.attested = attests(credential)
+        self.listed = sent.listed
         self.hasher = hasher
         self.now = now
         self.errors: list[FieldError] = list(id_errors(self.body.subject.id, "/subject/id"))
@@ -102,9 +107,10 @@ class _Preparation:
         if self.body.method is None:
             self.errors.append(FieldError("/method", "is missing; a grant says how it was expressed, e.g. `form`"))
         if shown is None:
-            self.errors.append(
-                FieldError("/notice", 'is missing; a grant names what was shown: {"id", "version", "language"}')
-            )
+            if not self.listed:  # of an old consent often nobody knows; `decide` weighs what that is worth
+                self.errors.append(
+                    FieldError("/notice", 'is missing; a grant names what was shown: {"id", "version", "language"}')
+                )
             return None
         versions = self.policy.notices.get(shown.id)
         if versions is None:
@@ -247,6 +253,8 @@ class Sent(NamedTuple):
     """Where each of its records stood."""
     errors: tuple[FieldError, ...]
     """What had the wrong shape, and is left out."""
+    listed: bool = False
+    """Whether it is a row of a list that is read in: its grants may lack the notice."""
 
 
 def read(raw: bytes) -> Sent:
@@ -351,8 +359,18 @@ def prepare(
         grade=grade_of(credential, body.method),
         whole=attests(credential) or credential.kind == "person",
         guardian=b"" if body.guardian is None else hasher.identifier(body.guardian),
+        listed=sent.listed,
+        addresses=_addresses(body, hasher) if sent.listed else (),
     )
     return act, errors
+
+
+def _addresses(body: ConsentBody, hasher: Hasher) -> tuple[bytes, ...]:
+    """Under which identifiers an erasure would have left a tombstone for the addresses and numbers of a row."""
+    named = [record.contact for record in body.records if record.contact is not None]
+    if body.subject.type in ADDRESSES:
+        named.append(body.subject.id)
+    return tuple([hasher.identifier(address(one)) for one in named])
 
 
 def _latest(noes: list[Prepared]) -> list[Prepared]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -12,12 +13,12 @@ from msgspec.structs import replace
 
 from consent_service import db, decode
 from consent_service.auth import Credential
-from consent_service.consents.batch import Batch, BatchRow, PolicyMoved
+from consent_service.consents.batch import Batch, BatchRow, PolicyMoved, Repeated, Suppressed
 from consent_service.consents.model import ConsentBody, DeviceBody
 from consent_service.consents.prepare import Act, Sent, earlier, prepare, read
 from consent_service.consents.receipts import Earlier, Told, again
 from consent_service.devices import Devices, cookie
-from consent_service.errors import Frozen, Invalid, KeyMissing, KeyReused, NotFound
+from consent_service.errors import ConsentError, Erased, Frozen, Invalid, KeyMissing, KeyReused, NotFound
 from consent_service.ledger import (
     OLDER,
     Batcher,
@@ -58,6 +59,8 @@ class Written(msgspec.Struct, frozen=True):
 
 
 _IMPORTED = GRADES.index("imported")
+_OF_A_ROW = (Invalid, Suppressed, Repeated, Erased)
+"""What concerns one row of a list, and no other."""
 _MINTED = msgspec.json.Encoder()
 _READ_ANSWER = db.one("consents", "read_answer", AnswerRow)
 _READ_BATCH = db.headed("consents", "read_batch", Head, BatchRow)
@@ -113,6 +116,19 @@ class Writer:
         kept = None if domain is None else cookie(device.token, domain)
         return _MINTED.encode({"identifier": device.subject, "token": device.token, "cookie": kept, "recorded": answer})
 
+    async def listed(
+        self, rows: Sequence[ConsentBody], credential: Credential, *, rehearse: bool = False
+    ) -> list[bytes | ConsentError]:
+        """Record rows of a list, each an act with its key as `id`; in their order.
+
+        Gives for each the answer without a receipt (`Recorded`), or why it was not written: Invalid, Suppressed,
+        Repeated, Erased. `rehearse`: write nothing, and tell what would be answered as things are.
+
+        Raises:
+            Unavailable, Frozen: it is not known which rows are written; send the same again.
+        """
+        return await self._books.of(credential.log_id).listed(rows, credential, rehearse=rehearse)
+
     async def close(self) -> None:
         """Finish what is queued."""
         for book in self._books.all():
@@ -126,6 +142,7 @@ class _Book:
         self.ledger = ledger
         self.version: int | None = None
         self.batcher: Batcher[Act, Told] = Batcher(group_commit(self.commit))
+        self.rehearsals: Batcher[Act, Told] = Batcher(group_commit(self.rehearse))
 
     async def record(self, sent: Sent, credential: Credential, key: str | None, *, minimal: bool) -> bytes:
         while True:
@@ -139,6 +156,32 @@ class _Book:
                 if not await self._moved(version):
                     noes = await self._noes(act, minimal=minimal)
                     raise Invalid("Some fields cannot be accepted; no grant was recorded.", tuple(errors), noes)
+            except PolicyMoved:
+                self.version = None
+
+    async def listed(
+        self, rows: Sequence[ConsentBody], credential: Credential, *, rehearse: bool
+    ) -> list[bytes | ConsentError]:
+        await self.policy()  # known from here on, so that rows are queued in their order
+        batcher = self.rehearsals if rehearse else self.batcher
+        answers = await asyncio.gather(*(self._row(row, credential, batcher) for row in rows), return_exceptions=True)
+        told: list[bytes | ConsentError] = []
+        for answer in answers:
+            if not isinstance(answer, (bytes, *_OF_A_ROW)):
+                raise answer
+            told.append(answer)
+        return told
+
+    async def _row(self, row: ConsentBody, credential: Credential, batcher: Batcher[Act, Told]) -> bytes:
+        while True:
+            version, policy = await self.policy()
+            sent = Sent(row, range(len(row.records)), (), listed=True)
+            act, errors = prepare(policy, version, sent, credential, None, self.ledger.hasher)
+            try:
+                if act is not None and not errors:
+                    return (await batcher.submit(act)).answer
+                if not await self._moved(version):
+                    raise Invalid("Some fields cannot be accepted.", tuple(errors))
             except PolicyMoved:
                 self.version = None
 
@@ -201,17 +244,45 @@ class _Book:
         trips. Only when another process was quicker does the second wait for its turn and hold the head meanwhile.
         """
         async with self.ledger.connection() as connection:
-            tried = await self._try(connection, acts)
-            if tried is None:
-                async with connection.transaction():
-                    await lock_head(connection, self.ledger.log_id)
-                    tried = await self._try(connection, acts)
-            if tried is None:
-                raise AssertionError("whoever holds the head is not overtaken")
-            return await self._answer(connection, tried)
+            return await self._answer(connection, await self._settled(connection, acts, self._try))
+
+    async def rehearse(self, acts: Sequence[Act]) -> Sequence[Told | Exception]:
+        """What a batch would be answered, without receipts; nothing is written."""
+        async with self.ledger.connection() as connection:
+            _, _, batch, _, done = await self._settled(connection, acts, self._gather)
+        return [self._rehearsed(batch, one) for one in done]
+
+    def _rehearsed(self, batch: Batch, one: int | Earlier | Exception) -> Told | Exception:
+        if isinstance(one, Exception):
+            return one
+        assert isinstance(one, int), "rows of a list are told as `Repeated`"  # noqa: S101 -- they alone are rehearsed
+        event, act = batch.said[one]
+        return Told(batch.answers[one], "", event, act.policy)
+
+    async def _settled(self, connection: db.Connection, acts: Sequence[Act], attempt: _Attempt) -> _Tried:
+        """What comes of an attempt at a batch, made again while the head is held where the first came to nothing."""
+        tried = await attempt(connection, acts)
+        if tried is None:
+            async with connection.transaction():
+                await lock_head(connection, self.ledger.log_id)
+                tried = await attempt(connection, acts)
+        if tried is None:
+            raise AssertionError("whoever holds the head is not overtaken")
+        return tried
 
     async def _try(self, connection: db.Connection, acts: Sequence[Act]) -> _Tried | None:
         """Write a batch; None if the ledger changed between reading and writing, so that nothing was written."""
+        tried = await self._gather(connection, acts)
+        if tried is None or not tried.batch.events:
+            return tried
+        head, batch, growth = tried.head, tried.batch, tried.batch.grown()
+        written = await _WRITE_BATCH(
+            connection, self.ledger.log_id, head.now, head.size, head.epoch, head.policy, *batch.rows(growth)
+        )
+        return tried._replace(growth=growth) if written is not None and written.heads else None
+
+    async def _gather(self, connection: db.Connection, acts: Sequence[Act]) -> _Tried | None:
+        """A batch that is not written yet; None if the ledger changed while it was read."""
         log_id = self.ledger.log_id
         found = await _READ_BATCH(
             connection, log_id, [a.credential for a in acts], [a.device for a in acts], [a.key for a in acts],
@@ -227,8 +298,10 @@ class _Book:
         members: dict[bytes, list[Member]] = {}
         standing: dict[bytes, Standing] = {}
         if returning:
-            shared = [act.subject.type in act.policy.tenant.shared for act in returning.values()]
-            now, members, standing = await find(connection, log_id, list(returning), shared, head.now)
+            asked = {identifier: act.subject.type in act.policy.tenant.shared for identifier, act in returning.items()}
+            for one in (address for act in returning.values() for address in act.addresses):
+                asked.setdefault(one, False)
+            now, members, standing = await find(connection, log_id, list(asked), list(asked.values()), head.now)
             if now.revision != head.revision or now.policy != head.policy:
                 return None
         log = await self.ledger.log(connection, head)
@@ -237,13 +310,7 @@ class _Book:
             raise Frozen(OLDER)
         batch = Batch(self.ledger, head, known[0].frontier, members, standing)
         done = [batch.add(act, row) for act, row in zip(acts, known, strict=True)]
-        if not batch.events:
-            return _Tried(head, log, batch, None, done)
-        growth = batch.grown()
-        written = await _WRITE_BATCH(
-            connection, log_id, head.now, head.size, head.epoch, head.policy, *batch.rows(growth)
-        )
-        return _Tried(head, log, batch, growth, done) if written is not None and written.heads else None
+        return _Tried(head, log, batch, None, done)
 
     async def _answer(self, connection: db.Connection, tried: _Tried) -> Sequence[Told | Exception]:
         """What each act is answered, now that all of it is committed: nothing is signed before."""
@@ -260,12 +327,15 @@ class _Book:
 
 
 class _Tried(NamedTuple):
-    """A batch that was written."""
+    """A batch that was written, or is to be."""
 
     head: Head
     """As it was before."""
     log: Log
     batch: Batch
     growth: Growth | None
-    """None: all of it had been written before."""
+    """None: nothing of it is written, or all of it had been before."""
     done: list[int | Earlier | Exception]
+
+
+_Attempt = Callable[[db.Connection, Sequence[Act]], Awaitable[_Tried | None]]

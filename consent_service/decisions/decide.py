@@ -381,7 +381,7 @@ class _Question:
             reason = "expired"
         elif grant.status == "given" and self.purpose.double_opt_in:
             reason = "requested"  # given before the purpose asked for a confirmation
-        elif grant.notice_version < self.purpose.required_notice.get(grant.notice, 0):
+        elif not self._was_shown(grant):
             reason = "notice_outdated"
         elif grant.grade < GRADES.index(self.purpose.evidence):
             reason = "evidence_too_low"
@@ -390,6 +390,11 @@ class _Question:
         else:
             reason = self._age(grant)
         return None if reason is None else (grant, _deny(reason, "consent", grant, until))
+
+    def _was_shown(self, grant: State) -> bool:
+        """Whether the person saw what the purpose demands; of an imported grant without a notice nobody knows."""
+        required = self.purpose.required_notice
+        return not required or (bool(grant.notice) and grant.notice_version >= required.get(grant.notice, 0))
 
     def silences(self, grant: State) -> bool:
         """Whether a no stands against a grant."""

@@ -122,8 +122,28 @@ class KeysRewrapped(_System, frozen=True, tag="rewrap"):
     """Name (hex) of the new one."""
 
 
+class ImportMade(_System, frozen=True, tag="import"):
+    """A list of existing consents was read in, to its end."""
+
+    reading: UUID
+    """It is the same where a longer file goes on from where a shorter one ended."""
+    recorded: int
+    """Rows of the file that are entries of the ledger; each is one."""
+    refused: int
+    sha256: str
+    """Of a salt and the file."""
+
+
 SystemEvent: TypeAlias = (
-    PolicyApplied | NoticePublished | KeyChanged | LogKeyChanged | Ruptured | ExportMade | ErasureMade | KeysRewrapped
+    PolicyApplied
+    | NoticePublished
+    | KeyChanged
+    | LogKeyChanged
+    | Ruptured
+    | ImportMade
+    | ExportMade
+    | ErasureMade
+    | KeysRewrapped
 )
 _ENCODER = msgspec.json.Encoder(order="sorted")
 _DECODER = msgspec.json.Decoder(SystemEvent)

@@ -289,6 +289,24 @@ CREATE TABLE idempotency (
     PRIMARY KEY (log_id, credential, device, key)
 );
 
+-- Lists that were read in, or are: how far each has come, so that another run of the same file goes on from there.
+CREATE TABLE import (
+    log_id          integer     NOT NULL,
+    list            bytea       NOT NULL,            -- keyed hash of the list's name and of how it is read
+    reading         uuid        NOT NULL,            -- new whenever it is read from its first row
+    salt            bytea       NOT NULL,
+    position        bigint      NOT NULL DEFAULT 0,  -- bytes of the file that are done with,
+    line            bigint      NOT NULL DEFAULT 0,  -- lines,
+    rows            bigint      NOT NULL DEFAULT 0,  -- and rows
+    digest          bytea       NOT NULL DEFAULT '', -- SHA-256(salt ‖ these bytes)
+    tally           bytea       NOT NULL DEFAULT '{}', -- JSON: what became of the rows
+    refusals        bigint      NOT NULL DEFAULT 0,  -- bytes of the file of refused rows,
+    refusals_digest bytea       NOT NULL DEFAULT '', -- and SHA-256(salt ‖ these)
+    started_at      timestamptz NOT NULL DEFAULT now(),
+    finished_at     timestamptz,
+    PRIMARY KEY (log_id, list)
+);
+
 -- Tenant isolation in the database: a statement sees and touches the rows of the tenant for which its connection acts.
 -- The setting has no default: a statement sent before anybody said for whom fails.
 ALTER TABLE ledger_head ENABLE ROW LEVEL SECURITY;
@@ -329,6 +347,8 @@ ALTER TABLE consent_state ENABLE ROW LEVEL SECURITY;
 CREATE POLICY one_tenant ON consent_state USING (log_id = current_setting('consent.log_id')::integer);
 ALTER TABLE idempotency ENABLE ROW LEVEL SECURITY;
 CREATE POLICY one_tenant ON idempotency USING (log_id = current_setting('consent.log_id')::integer);
+ALTER TABLE import ENABLE ROW LEVEL SECURITY;
+CREATE POLICY one_tenant ON import USING (log_id = current_setting('consent.log_id')::integer);
 
 ALTER TABLE deployment ENABLE ROW LEVEL SECURITY;
 CREATE POLICY everybody_reads ON deployment FOR SELECT USING (true);
@@ -346,7 +366,8 @@ REVOKE INSERT ON migration, tenant, erasure, erased, hold FROM consent_app;
 REVOKE SELECT ON hold FROM consent_app;
 GRANT INSERT (log_id, slug) ON tenant TO consent_app;
 -- Entries, tiles and events may be added, and neither changed nor removed.
-GRANT UPDATE ON tenant, ledger_head, checkpoint, credential, revocation, strand, link, consent_state TO consent_app;
+GRANT UPDATE ON tenant, ledger_head, checkpoint, credential, revocation, strand, link, consent_state, import
+    TO consent_app;
 -- Of an export only how far it has come.
 GRANT UPDATE (status, entries_done, events_done) ON export TO consent_app;
 GRANT DELETE ON revocation, consent_state, conflict TO consent_app;
