@@ -6,26 +6,10 @@ import asyncio
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from faults.conftest import CONSENT, Demo, copied, demo_data, new_place, running
-
-
-@pytest.fixture(scope="module")
-def template() -> Iterator[Path]:
-    with demo_data() as data:
-        yield data
-
-
-@pytest.fixture
-def place(template: Path) -> Iterator[Path]:
-    with new_place() as folder:
-        copied(template, folder)
-        yield folder
+from faults.conftest import CONSENT, Demo, running
 
 
 def status(place: Path) -> dict[str, Any]:
