@@ -437,7 +437,8 @@ async def test_a_client_that_goes_or_stalls_ends_the_delivery(lively: Lively, wa
         client.left.set()
     else:
         client.reads.clear()
-    await asyncio.wait_for(guarded(client.scope, client.receive, client.send), 5)
+    async with asyncio.timeout(5):
+        await guarded(client.scope, client.receive, client.send)
     assert len(client.messages) <= 2
     assert client.messages[-1].get("more_body", True), "what was sent is not taken for a whole file"
     assert lively.tenant.services.pool.get_idle_size() == lively.tenant.services.pool.get_size(), "nothing is held"
