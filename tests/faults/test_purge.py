@@ -107,7 +107,7 @@ def test_a_backup_of_before_opens_nothing_and_is_refused(place: Path) -> None:
 
 
 def test_a_purge_under_load_loses_and_fails_nothing(place: Path) -> None:
-    """New strands all the time, by two workers, while keys are rotated twice."""
+    """New strands all the time, by two workers, while keys are rotated three times."""
     wrong: list[object] = []
     people: list[str] = []
     stop = threading.Event()
@@ -126,7 +126,7 @@ def test_a_purge_under_load_loses_and_fails_nothing(place: Path) -> None:
         for thread in threads:
             thread.start()
         try:
-            purged = [purge(place) for _ in range(2)]
+            purged = [purge(place) for _ in range(3)]
         finally:
             stop.set()
             for thread in threads:

@@ -306,7 +306,7 @@ async def torment_and_compare(place: Path, order: list[str], seed: int) -> dict[
                 assert len(told) == len(history)
                 mine = {n: answer["event"] for n, (whose, answer) in load.acknowledged.items() if whose == who}
                 assert told == mine
-            assert len(load.withdrawn) >= kills
+            assert len(load.withdrawn) > kills
             assert {client.check(who).allow for who in load.withdrawn} == {(False, "withdrawn")}
     finally:
         code = load.demo.stop()
@@ -315,7 +315,7 @@ async def torment_and_compare(place: Path, order: list[str], seed: int) -> dict[
 
 
 async def test_kills_under_load_lose_nothing_and_double_nothing(place: Path):
-    print(await torment_and_compare(place, list(KILLS), seed=20))  # noqa: T201 -- the figures, with -s
+    print(await torment_and_compare(place, [*KILLS, *KILLS], seed=20))  # noqa: T201 -- the figures, with -s
 
 
 @pytest.mark.slow
