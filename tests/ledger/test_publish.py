@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import asyncpg
+import msgspec
 import pytest
 from conftest import NOTICE, SECRET, Serve, Tenant
 
-from consent_service import auth, clock, keys
+from consent_service import auth, clock, keys, tenants
 from consent_service.errors import Frozen, Invalid
 from consent_service.ledger import Ledgers, receipt, standing, tree, turns
 from consent_service.ledger.anchor import Anchored, FileAnchor
@@ -22,6 +23,7 @@ from consent_service.ledger.note import WITNESS, Checkpoint, Signer, read, sign
 from consent_service.ledger.outside import Outside, reaching
 from consent_service.ledger.publish import Publisher
 from consent_service.ledger.trust import Trust, trusting
+from consent_service.policies import Policy, store
 from consent_service.settings import Settings
 
 WEB = {"purpose": "analytics", "status": "given", "channel": "web"}
@@ -153,6 +155,27 @@ async def test_a_restored_older_copy_is_frozen_and_thaws_by_itself_once_the_tail
     after = await yard.status()
     assert (after.frozen, after.size, after.root) == (None, before.size, before.root)
     assert (await yard.record(NO, person=person)).status_code == 201
+
+
+async def test_what_was_answered_before_is_not_signed_once_more_while_frozen(yard: Yard, demo_policy: Policy) -> None:
+    """Nor where the policy in force would refuse the act now, so that the answer of then is looked up."""
+    person = {"type": "login", "id": uuid.uuid4().hex}
+    said = {"id": uuid.uuid4().hex, "subject": person, "records": [WEB], "method": "form", "notice": NOTICE}
+    first = await yard.tenant.post("/v1/consents", said)
+    narrower = msgspec.structs.replace(demo_policy.purposes["analytics"], channels=("app",))
+    policy = msgspec.structs.replace(demo_policy, purposes={**demo_policy.purposes, "analytics": narrower})
+    async with yard.ledger.connection() as connection:
+        await tenants.apply_policy(connection, yard.tenant.log_id, store.Policies(), policy)
+    again = await yard.tenant.post("/v1/consents", said)
+    assert (again.status_code, again.content) == (201, first.content)
+    backup = await yard.copy()
+    await yard.record({"purpose": "marketing.email", "status": "given", "channel": "email"})
+    await yard.publish()
+    yard.ledger.signed = None
+    await yard.restore(backup)
+    assert not await yard.publish()
+    refused = await yard.tenant.post("/v1/consents", said)
+    assert (refused.status_code, refused.json()["type"]) == (503, "/problems/frozen")
 
 
 async def test_control_without_an_anchor_another_process_notices_nothing(
