@@ -20,7 +20,7 @@ from consent_service.ledger.mirror import Mirror
 from consent_service.ledger.outside import reaching
 from consent_service.ledger.publish import Publisher
 from consent_service.links.proof import Challenges, Prover
-from consent_service.reads import Watch
+from consent_service.reads import Watch, What
 from consent_service.settings import Settings, key_file, secret
 from consent_service.tokens import Jwks, Verifier
 from consent_service.vault import Vault
@@ -261,18 +261,21 @@ async def checks(made: Services, call: Call) -> bytes:
     return await made.checker.checks(call.body, call.credential)
 
 
+async def _noted(made: Services, call: Call, what: What, read: Awaitable[bytes]) -> bytes:
+    """What an officer reads is noted before it is shown."""
+    answer = await read
+    await made.watch.note(call.credential, what, call.body)
+    return answer
+
+
 async def state(made: Services, call: Call) -> bytes:
     """See `decisions.Checker.state`."""
-    answer = await made.checker.state(call.body, call.credential)
-    await made.watch.note(call.credential, "state", call.body)
-    return answer
+    return await _noted(made, call, "state", made.checker.state(call.body, call.credential))
 
 
 async def history(made: Services, call: Call) -> bytes:
     """See `decisions.Checker.history`."""
-    answer = await made.checker.history(call.body, call.credential)
-    await made.watch.note(call.credential, "history", call.body)
-    return answer
+    return await _noted(made, call, "history", made.checker.history(call.body, call.credential))
 
 
 async def challenge(made: Services, call: Call) -> bytes:
@@ -298,16 +301,12 @@ async def annul_link(made: Services, call: Call) -> Reply:
 
 async def read_links(made: Services, call: Call) -> bytes:
     """See `links.Conflicted.links`."""
-    answer = await made.conflicted.links(call.body, call.credential)
-    await made.watch.note(call.credential, "links", call.body)
-    return answer
+    return await _noted(made, call, "links", made.conflicted.links(call.body, call.credential))
 
 
 async def conflicts(made: Services, call: Call) -> bytes:
     """See `links.Conflicted.conflicts`."""
-    answer = await made.conflicted.conflicts(call.body, call.credential)
-    await made.watch.note(call.credential, "conflicts", call.body)
-    return answer
+    return await _noted(made, call, "conflicts", made.conflicted.conflicts(call.body, call.credential))
 
 
 async def erase(made: Services, call: Call) -> bytes:
