@@ -22,6 +22,10 @@ from consent_service import app, auth, db, demo, devices, keys, policies, server
 from consent_service.policies import Policy, store
 from consent_service.settings import Settings
 
+pytest.register_assert_rewrite("demos")
+
+from demos import copied, demo_data, new_place  # noqa: E402 -- what it asserts is to be told as in tests
+
 SECRET = "a secret for tests only, thirty-two characters and more"
 NOTICE = {"id": "web-banner", "version": 1, "language": "en"}
 
@@ -122,6 +126,21 @@ async def make_tenant(services: app.Services) -> AsyncIterator[Tenants]:
 @pytest.fixture
 async def tenant(make_tenant: Tenants, demo_policy: Policy) -> Tenant:
     return await make_tenant.make(demo_policy)
+
+
+@pytest.fixture(scope="session")
+def template() -> Iterator[Path]:
+    """A data folder in which a demo has run."""
+    with demo_data() as data:
+        yield data
+
+
+@pytest.fixture
+def place(template: Path) -> Iterator[Path]:
+    """A folder with a copy of the template as `data`."""
+    with new_place() as folder:
+        copied(template, folder)
+        yield folder
 
 
 @pytest.fixture

@@ -18,25 +18,11 @@ import click
 import pytest
 from click.testing import CliRunner
 from conftest import SECRET, Tenant
-from faults.conftest import CONSENT, Demo, clean_environment, copied, demo_data, new_place, processes, running, within
+from demos import CONSENT, Demo, clean_environment, new_place, processes, running, within
 
 from consent_service import __version__, cli, db
 from consent_service.ledger import note
 from consent_service.policies import find
-
-
-@pytest.fixture(scope="module")
-def template() -> Iterator[Path]:
-    with demo_data() as data:
-        yield data
-
-
-@pytest.fixture
-def place(template: Path) -> Iterator[Path]:
-    """A folder with a copy of the template as `data`, which commands run in."""
-    with new_place() as folder:
-        copied(template, folder)
-        yield folder
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faults.conftest import new_place, running
+from demos import new_place, running
 
 README = Path(__file__).parents[1] / "README.md"
 

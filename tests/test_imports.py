@@ -8,7 +8,7 @@ import io
 import json
 import subprocess
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import asyncpg
 import pytest
 from conftest import Tenant, Tenants
-from faults.conftest import CONSENT, clean_environment, copied, demo_data, new_place, running
+from demos import CONSENT, clean_environment, running
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -653,19 +653,6 @@ async def test_an_erasure_while_a_list_is_read_wins(tenant: Tenant, monkeypatch:
 
 
 # -- the command ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def template() -> Iterator[Path]:
-    with demo_data() as data:
-        yield data
-
-
-@pytest.fixture
-def place(template: Path) -> Iterator[Path]:
-    with new_place() as folder:
-        copied(template, folder)
-        yield folder
 
 
 def command(folder: Path, *arguments: str, given: bytes | None = None) -> subprocess.CompletedProcess[bytes]:

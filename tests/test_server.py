@@ -11,7 +11,6 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -19,12 +18,10 @@ from typing import Any
 
 import asyncpg
 import pytest
-from faults.conftest import (
+from demos import (
     Demo,
     act,
     alive,
-    copied,
-    demo_data,
     is_free,
     new_place,
     processes,
@@ -34,20 +31,6 @@ from faults.conftest import (
 )
 
 CHECK = {"subject": subject("ada"), "purpose": "marketing.email"}
-
-
-@pytest.fixture(scope="module")
-def template() -> Iterator[Path]:
-    with demo_data() as data:
-        yield data
-
-
-@pytest.fixture
-def place(template: Path) -> Iterator[Path]:
-    """A folder with a copy of the template as `data`."""
-    with new_place() as folder:
-        copied(template, folder)
-        yield folder
 
 
 def counted(demo: Demo, operation: str) -> int:

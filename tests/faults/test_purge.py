@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
-
-from faults.conftest import CONSENT, Client, Demo, act, running, subject
+from demos import CONSENT, Client, Demo, act, running, subject
 
 
 def holding(folder: Path, what: bytes) -> set[str]:

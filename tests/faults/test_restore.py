@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from faults.conftest import CONSENT, Demo, running
+from demos import CONSENT, Demo, running
 
 
 def status(place: Path) -> dict[str, Any]:

@@ -27,18 +27,7 @@ import asyncpg
 import httpx
 import msgspec
 import pytest
-
-from consent_service import app, db
-from consent_service.consents import write
-from consent_service.consents.prepare import Act
-from consent_service.guard import Guard
-from consent_service.ledger import Batcher, receipt
-from consent_service.ledger.entry import PERSONAL, personal, tag
-from consent_service.ledger.proof import Proof
-from consent_service.ledger.tree import Frontier, leaf_hash
-from consent_service.ledger.trust import Trust, trusting
-from consent_service.vault import Place, Vault
-from faults.conftest import (
+from demos import (
     CONSENT,
     Client,
     Demo,
@@ -50,6 +39,17 @@ from faults.conftest import (
     subject,
     within,
 )
+
+from consent_service import app, db
+from consent_service.consents import write
+from consent_service.consents.prepare import Act
+from consent_service.guard import Guard
+from consent_service.ledger import Batcher, receipt
+from consent_service.ledger.entry import PERSONAL, personal, tag
+from consent_service.ledger.proof import Proof
+from consent_service.ledger.tree import Frontier, leaf_hash
+from consent_service.ledger.trust import Trust, trusting
+from consent_service.vault import Place, Vault
 
 LOST = (OSError, http.client.HTTPException)
 

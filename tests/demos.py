@@ -21,8 +21,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-import pytest
-
 CONSENT = Path(sys.executable).with_name("consent")
 NOTICE = {"id": "web-banner", "version": 1, "language": "en"}
 READY_S = 30.0
@@ -230,20 +228,6 @@ def copied(data: Path, place: Path) -> Path:
         original = data / path.relative_to(copy)
         os.chown(path, original.lstat().st_uid, original.lstat().st_gid, follow_symlinks=False)
     return copy
-
-
-@pytest.fixture(scope="session")
-def template() -> Iterator[Path]:
-    with demo_data() as data:
-        yield data
-
-
-@pytest.fixture
-def place(template: Path) -> Iterator[Path]:
-    """A folder with a copy of the template as `data`."""
-    with new_place() as folder:
-        copied(template, folder)
-        yield folder
 
 
 @contextmanager
