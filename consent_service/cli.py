@@ -456,7 +456,8 @@ def export_ledger(
         return row
 
     try:
-        with draft.open("wb") as file:
+        # Everybody in it can be read: nobody but the owner may.
+        with open(draft, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
             row = _for_ledger(tenant, data, database_url, lambda reach: write(reach, file))
             file.flush()
             os.fsync(file.fileno())
@@ -519,15 +520,25 @@ def _verify_export(file: BinaryIO, whom: Trust | None, as_json: bool) -> None:
 
 def _verify_receipt(text: str, whom: Trust, folder: str | None, language: str, as_json: bool) -> None:
     try:
+        policy = None if folder is None else policies.load(policies.find(folder))
+    except ConsentError as error:
+        raise click.UsageError(str(error)) from None
+    try:
         found = receipt.verify(text, whom)
     except NoteError as error:
         _tell(as_json, {"genuine": False, "why": str(error)}, f"Falsified or not a receipt: {error}.")
         sys.exit(1)
     facts, said = receipt.as_json(found), receipt.as_text(found)
-    if folder is not None:
-        record, words = _record_of(found, policies.load(policies.find(folder)), language)
-        facts, said = {**facts, "record": msgspec.Raw(record), "text": words}, f"{said}\n\n{words}"
+    why = None
+    if policy is not None:
+        try:
+            record, words = _record_of(found, policy, language)
+            facts, said = {**facts, "record": msgspec.Raw(record), "text": words}, f"{said}\n\n{words}"
+        except ConsentError as error:
+            why = str(error)
     _tell(as_json, facts, said)
+    if why is not None:
+        raise click.UsageError(f"The receipt is genuine, but --policy cannot tell more of it. {why}")
 
 
 def _record_of(found: receipt.Receipt, policy: policies.Policy, language: str) -> tuple[bytes, str]:
@@ -535,8 +546,7 @@ def _record_of(found: receipt.Receipt, policy: policies.Policy, language: str) -
     event = records.opened(found.payload)
     if not records.fits(event, policy):
         raise SetupError(
-            f"The receipt is genuine, but the policy is not the one that it names (version {event.policy}): "
-            "give the folder as it was then."
+            f"The policy is not the one that it names (version {event.policy}): give the folder as it was then."
         )
     told = records.sheet(event, policy, language, records.Place(found.checkpoint.origin, found.index))
     return records.receipt(event, policy), records.as_text(told)

@@ -30,6 +30,11 @@ SECRET = "a secret for tests only, thirty-two characters and more"
 NOTICE = {"id": "web-banner", "version": 1, "language": "en"}
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are processors: a third of the time tests wait for processes to start and to end."""
+    return (os.cpu_count() or 1) + 1
+
+
 @pytest.fixture(scope="session")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     return Settings(

@@ -680,12 +680,23 @@ def test_what_is_falsified_is_1_and_whom_nobody_can_trust_2(bare: Path):
     log = note.Signer("consent.example/demo", bytes(32))
     (bare / "empty").write_text("")
     (bare / "binary").write_bytes(bytes(range(256)))
+    (bare / "stranger").write_bytes(
+        b"log " + str(log.verifier).encode().replace(b"demo", b"dem\xff") + b"\nquorum none\n"
+    )
     for name in ("empty", "binary"):
         done = consent(bare, "verify", name, "--key", str(log.verifier))
         assert (done.returncode, done.stdout.startswith("Falsified"), "Traceback" in done.stderr) == (1, True, False)
         refused = json.loads(consent(bare, "verify", name, "--key", str(log.verifier), "--json").stdout)
         assert (refused["genuine"], bool(refused["why"])) == (False, True)
-    for wrong in ((), ("--key", "no key"), ("--trust", "empty"), ("--key", str(log.verifier), "--trust", "empty")):
+    for wrong in (
+        (),
+        ("--key", "no key"),
+        ("--trust", "empty"),
+        ("--key", str(log.verifier), "--trust", "empty"),
+        ("--trust", "stranger"),
+        ("--key", "h\udcff+00000000+AAAA"),
+        ("--key", str(log.verifier), "--policy", "none"),
+    ):
         done = consent(bare, "verify", "empty", *wrong)
         assert (done.returncode, "Traceback" in done.stderr) == (2, False)
     assert consent(bare, "verify", "nothing", "--key", str(log.verifier)).returncode == 2

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from consent_service import app, db, tenants
 from consent_service.exports import delivery
-from consent_service.ledger import append, audit, entry, lock_head, read_head, standing
+from consent_service.ledger import append, audit, entry, lock_head, read_head, receipt, standing
 from consent_service.ledger import export as form
 from consent_service.ledger.note import WITNESS, Signer
 from consent_service.ledger.trust import Trust, trusting
@@ -606,3 +606,66 @@ async def compare(tenant: Tenant, phones: list[dict[str, str]], asked: list[dict
             others = {"phone"} if not any("change" in line["payload"] for line in everything) else {"phone", "login"}
             assert {line["payload"]["subject"]["type"] for line in opened(file)} <= others
             assert set(own) <= set(found) or others == {"phone", "login"}
+
+
+async def test_proof_that_was_held_and_is_released_was_erased_once(lively: Lively, owner: db.Pool) -> None:
+    """Its events are named by two erasures: the person's, and the end of the hold."""
+    indexes = [row["idx"] for row in await events(lively.tenant)][:2]
+    await erase(lively.tenant, owner, indexes)
+    await erase(lively.tenant, owner, indexes[:1], "retention")
+    _, file = await export(lively.tenant)
+    found = await genuine(lively.tenant, file)
+    assert found.manifest is not None
+    assert (found.manifest.counts.erased, found.manifest.counts.other) == (2, 0)
+
+
+@pytest.mark.parametrize("part", ["events", "strands", "erasures"])
+async def test_who_is_erased_while_the_file_is_written_makes_no_liar_of_it(
+    lively: Lively, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    tenant = lively.tenant
+    made = (await tenant.post("/v1/exports", {"subject": lively.ada}, key="dpo")).json()
+    before = getattr(delivery._Delivery, part)
+
+    async def after_the_erasure(self: Any) -> Any:
+        answer = await tenant.post("/v1/subjects/erase", {"subject": lively.ada}, key="dpo")
+        assert answer.status_code in (200, 201), answer.text
+        async for piece in before(self):
+            yield piece
+
+    monkeypatch.setattr(delivery._Delivery, part, after_the_erasure)
+    await genuine(tenant, (await get(tenant, made["file"])).content)
+
+
+async def test_an_erasure_cannot_name_what_is_yet_to_come(lively: Lively, owner: db.Pool) -> None:
+    """Else whoever signs could have some ready, and drop what comes to displease."""
+    last = max(row["idx"] for row in await events(lively.tenant))
+    await erase(lively.tenant, owner, range(last + 2, last + 6))
+    for number in range(4):
+        await lively.tenant.record(WEB, subject={"type": "login", "id": f"later-{number}"})
+    async with db.connection(owner, lively.tenant.log_id) as connection:
+        await connection.execute("DELETE FROM event WHERE log_id = $1 AND idx > $2", lively.tenant.log_id, last)
+    _, file = await export(lively.tenant)
+    found = await verified(lively.tenant, file)
+    assert "suppressed" in found.counts
+
+
+async def test_evidence_that_grows_when_it_is_kept_is_refused(lively: Lively) -> None:
+    """RFC 8785 writes some numbers out: 1e20 has 21 digits."""
+    evidence = b'{"a":[' + b",".join([b"1e20"] * 12_500) + b"]}"
+    body = msgspec.json.encode({
+        "id": uuid.uuid4().hex, "subject": lively.ada, "records": [WEB], "method": "form", "notice": NOTICE,
+        "evidence": msgspec.Raw(evidence),
+    })  # fmt: skip
+    answer = await lively.tenant.post("/v1/consents", body)
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/evidence"), answer.text
+
+
+@pytest.mark.parametrize("form", ["ndjson", "csv"])
+async def test_long_evidence_is_exported_and_proved(lively: Lively, form: str) -> None:
+    evidence = {"a": ["é" * 100] * 300}
+    told = await lively.tenant.record(WEB, subject=lively.ada, evidence=evidence)
+    assert told.status_code == 201, told.text
+    receipt.verify(told.json()["receipt"], await known(lively.tenant))
+    _, file = await export(lively.tenant, format=form)
+    await genuine(lively.tenant, file)

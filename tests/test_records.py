@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import uuid
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
@@ -428,6 +429,11 @@ async def test_what_proves_nothing_here_is_refused(
     made = (await tenant.record(WEB, subject=person)).json()["receipt"]
     foreign = (await other.record(WEB, subject=person)).json()["receipt"]
     linked = (await tenant.post("/v1/links", {"identifier": person, "login": uuid.uuid4().hex})).json()["receipt"]
+    extra = made.split("\n")[1]
+    opening = base64.b64decode(extra.removeprefix("extra "))
+    twice = b'{"payload":{"status":"withdrawn"},' + opening[1:]  # who takes the first of two reads something else
+    deep = b'{"payload":' + b"[" * 20_000 + b"]" * 20_000 + b',"salt":"","tag":""}'
+    otherwise = [made.replace(extra, f"extra {base64.b64encode(raw).decode()}") for raw in (twice, deep)]
     head, sign, rest = made.partition("index ")
     wrong = {
         "is of another ledger": foreign,
@@ -435,7 +441,7 @@ async def test_what_proves_nothing_here_is_refused(
         "not in the tree": f"{head}{sign}{int(rest.partition(chr(10))[0]) - 1}\n{rest.partition(chr(10))[2]}",
         "is about a link": linked,
     }
-    for why, receipt in wrong.items():
+    for why, receipt in [*wrong.items(), *(("does not open the entry", one) for one in otherwise)]:
         answer = await tenant.post("/v1/receipts", {"receipt": receipt})
         assert answer.status_code == 422, why
         (error,) = answer.json()["errors"]

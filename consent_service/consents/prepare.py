@@ -18,6 +18,8 @@ from consent_service.subjects import ADDRESSES, MAX_ID, Hasher, Subject, address
 
 CLOCK_SKEW = timedelta(seconds=5)
 """A caller's clock may run ahead of ours by this much; the time is then ours."""
+MAX_EVIDENCE = 65_536
+"""Bytes of evidence as it is kept, which can be more than was sent: JSON has short ways to write long numbers."""
 _EARLIEST = datetime(1990, 1, 1, tzinfo=UTC)
 _ATTESTED_ONLY = frozenset({"confirmed", "applies", "ceased", "restricted", "restriction_lifted"})
 _WITH_NOTICE = GRANTS | {"requested"}
@@ -131,10 +133,16 @@ class _Preparation:
         if self.body.evidence is None:
             return None
         try:
-            return jcs.canonical(self.body.evidence, "/evidence")
+            found = jcs.canonical(self.body.evidence, "/evidence")
         except Invalid as invalid:
             self.errors += invalid.errors
             return None
+        if len(bytes(found)) > MAX_EVIDENCE:
+            self.errors.append(
+                FieldError("/evidence", f"has more than {MAX_EVIDENCE} bytes as canonical JSON (RFC 8785)")
+            )
+            return None
+        return found
 
     def _record(self, place: int, record: Record) -> Prepared | None:
         pointer = f"/records/{place}"

@@ -108,7 +108,9 @@ class _Delivery:
         self.keys: dict[tuple[bytes, int], StrandKey] = {}
         self.entries_done = self.personal = self.opened = self.erased = 0
         self.marks = bytearray((row.end - row.first) // 8 + 1)
-        """A bit for each entry of the range whose event was written."""
+        """A bit for each entry of the range whose event was written, or that was counted as erased."""
+        self.told: dict[tuple[bytes, int], bytes] = {}
+        """Of a subject: what tells the entries of a strand, once an event of it was written."""
         self.log: Log
 
     async def opening(self) -> AsyncIterator[bytes]:
@@ -215,6 +217,8 @@ class _Delivery:
 
     def _line(self, row: OpenedRow) -> Line:
         key = self._key(row.identifier, row.tenure, row.key)
+        if self.wanted.subject is not None:
+            self.told[row.identifier, row.tenure] = key.tags
         payload = msgspec.Raw(key.open(row.event.bytes, row.payload))
         return Line(row.idx, tag(key.tags, row.sequence), key.salt(row.event), payload)
 
@@ -228,19 +232,24 @@ class _Delivery:
         return key
 
     async def strands(self) -> AsyncIterator[bytes]:
-        """Of a subject: what tells its entries from others, and that none is missing. What was erased tells nothing."""
+        """Of a subject: what tells its entries from others, and that none is missing.
+
+        What was erased tells nothing, unless that happened after an event of it was written.
+        """
         row = self.row
         if self.wanted.subject is None:
             return
         async with self.ledger.connection() as connection:
             found = await READ_STRANDS(connection, self.ledger.log_id, row.identifiers)
-        keys = {(one.identifier, one.tenure): one.key for one in found}
+        told = self.told | {
+            (one.identifier, one.tenure): self._key(one.identifier, one.tenure, one.key).tags for one in found
+        }
         strands = [
-            Strand(self._key(identifier, tenure, keys[identifier, tenure]).tags, events, tenure, is_account)
+            Strand(told[identifier, tenure], events, tenure, is_account)
             for identifier, tenure, events, is_account in zip(
                 row.identifiers, row.tenures, row.events, row.accounts, strict=True
             )
-            if (identifier, tenure) in keys
+            if (identifier, tenure) in told
         ]
         yield self.writer.add(export.STRANDS, ENCODER.encode(strands))
 
@@ -286,6 +295,7 @@ class _Delivery:
             for index in found:
                 place = index - self.row.first
                 if self.row.first <= index < self.row.end and not self.marks[place >> 3] >> (place & 7) & 1:
+                    self.marks[place >> 3] |= 1 << (place & 7)  # what was held and is released was erased twice
                     self.erased += 1
             yield found
             after = found[-1]

@@ -73,7 +73,7 @@ class Exporter:
         """The pieces of the file, and a name for it; raises NotFound at once, before the first; so Frozen."""
         ledger = self._ledgers.of(credential.log_id)
         row = await find(ledger, export)
-        await _demand_signing(ledger)
+        await _demand_signing(ledger, row)
         await _demand_true(ledger, row)
         return deliver(ledger, row), f"export-{row.export}.zip"
 
@@ -103,12 +103,17 @@ async def find(ledger: Ledger, export: str) -> ExportRow:
     return row
 
 
-async def _demand_signing(ledger: Ledger) -> None:
-    """A frozen ledger signs nothing, and a file is signed when it is fetched."""
+async def _demand_signing(ledger: Ledger, row: ExportRow) -> None:
+    """A file is signed when it is fetched: not by a frozen ledger, and not in the name of an epoch that was given up.
+
+    That one has signed another tree, or may have.
+    """
     async with ledger.connection() as connection:
         head = await read_head(connection, ledger.log_id)
     if head.frozen is not None:
         raise Frozen(head.frozen)
+    if head.epoch != row.epoch:
+        raise NotFound("The ledger began a new epoch since the export was ordered. Order it anew.")
 
 
 async def _demand_true(ledger: Ledger, row: ExportRow) -> None:

@@ -13,6 +13,7 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator
+from operator import lt
 from typing import Any, BinaryIO
 
 import msgspec
@@ -21,7 +22,7 @@ from consent_service.ledger import export, lines, parquet, tree
 from consent_service.ledger.container import Code, Damaged, Reader, stamp
 from consent_service.ledger.entry import PERSONAL, ErasureMade, erased_digest, read_system, tag
 from consent_service.ledger.export import ERASURES, Erased, Indexes, Line, Manifest, Said, Span, Strand
-from consent_service.ledger.note import MAX_NOTE, Checkpoint, NoteError, Verifier, read
+from consent_service.ledger.note import MAX_NOTE, Checkpoint, NoteError, Verifier, is_name, read
 from consent_service.ledger.proof import Proof
 from consent_service.ledger.trust import MAX_TRUST, Trust
 from consent_service.ledger.verdict import ErasedNote, Findings, Verdict
@@ -105,27 +106,27 @@ class _Audit:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise Damaged("altered", "the manifest cannot be read") from None
         sound = 0 <= manifest.first <= manifest.end <= manifest.size
-        room = sum(entry.size for name, entry in self.box.entries.items() if name.startswith("entries/"))
-        if manifest.format != export.FORMAT or not sound:
+        room = sum(entry.packed for name, entry in self.box.entries.items() if name.startswith("entries/"))
+        if manifest.format != export.FORMAT or not sound or not is_name(manifest.origin):
             raise Damaged("altered", "the manifest is of another format, or its numbers cannot be")
         if (manifest.end - manifest.first) * _ENTRY_LENGTH > room:
             raise Damaged("truncated", "there are fewer entries than the manifest says")
         if not _is_at(manifest, self.box.stamp):
             self.tell("altered", "the members have another time than the manifest")
-        self.manifest = manifest
         return manifest, raw
 
     def _demand_signed(self, text: str, manifest: Manifest) -> None:
+        """Go on with what the log signed alone: anybody's numbers could ask for any amount of memory."""
         try:
             note = read(self._text(export.SIGNATURE, MAX_NOTE), self._known)
         except NoteError as error:
-            self.tell("signature", f"the manifest: {error}")
-            return
+            raise NoteError(f"the manifest: {error}") from None
         self.keys = [str(signed.by) for signed in note.signatures]
         if manifest.origin not in {signed.by.name for signed in note.signatures}:
-            self.tell("signature", "the log itself did not sign the manifest")
+            raise NoteError("the log itself did not sign the manifest")
         if note.text != text:
-            self.tell("altered", "the manifest is not the one that was signed")
+            raise Damaged("altered", "the manifest is not the one that was signed")
+        self.manifest = manifest
 
     @property
     def _known(self) -> tuple[Verifier, ...]:
@@ -406,6 +407,7 @@ class _Audit:
         faults = {
             "its entry says something else": said == tells,
             "it is not about these events": (header.events, header.index) == (len(indexes), proof.index),
+            "it names what came after it, or in another order": all(map(lt, indexes, [*indexes[1:], header.index])),
             "its entry is in another log": checkpoint.origin == manifest.origin,
             "its entry is not proved": tree.includes(checkpoint.root, checkpoint.size, proof.index, leaf, proof.hashes),
             "its tree did not grow from that of the checkpoint": tree.grew(

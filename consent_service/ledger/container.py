@@ -253,7 +253,7 @@ class Reader:
         """
         entry = self.entries[name]
         if entry.size > entry.packed * _MAX_RATIO + _SLACK:
-            raise Damaged("altered", f"{name} swells to {entry.size} bytes")
+            raise Damaged("altered", f"{name!a} swells to {entry.size} bytes")
         plain, packed, size, crc = hashlib.sha256(), hashlib.sha256(), 0, 0
         for piece in _unpacked(self._raw(entry, packed), entry):
             plain.update(piece)
@@ -263,7 +263,7 @@ class Reader:
                 break
             yield piece
         if (size, crc) != (entry.size, entry.crc):
-            raise Damaged("altered", f"{name} has another size or checksum than the directory says")
+            raise Damaged("altered", f"{name!a} has another size or checksum than the directory says")
         self.digests[name] = Member(name, size, plain.hexdigest(), entry.packed, packed.hexdigest())
 
     def whole(self, name: str, limit: int) -> bytes:
@@ -273,7 +273,7 @@ class Reader:
             Damaged: it is larger than `limit`, or see `pieces`.
         """
         if self.entries[name].size > limit:
-            raise Damaged("altered", f"{name} is larger than {limit} bytes")
+            raise Damaged("altered", f"{name!a} is larger than {limit} bytes")
         return b"".join(self.pieces(name))
 
     def seekable(self, name: str) -> tuple[int, int]:
@@ -312,7 +312,7 @@ class Reader:
             if entry.at != at or after + len(tail) > end:
                 raise Damaged("altered", "there are gaps between the members of the file, or they overlap")
             if self._read(at, len(head)) != head or self._read(after, len(tail)) != tail:
-                raise Damaged("altered", f"what stands around {entry.name.decode()} is not as it is written")
+                raise Damaged("altered", f"what stands around {entry.name.decode()!a} is not as it is written")
             at = after + len(tail)
         if at != end:
             raise Damaged("added", "there is something between the last member and the directory")
@@ -347,6 +347,8 @@ def _apart(raw: bytes, count: int) -> tuple[int, list[Entry]]:
         more = raw[at + _ENTRY.size + named : at + _ENTRY.size + named + extra][4:]
         numbers = iter(struct.unpack(f"<{len(more) // 8}Q", more[: len(more) // 8 * 8]))
         size, packed, where = (next(numbers, n) if n == _LARGE else n for n in (size, packed, where))
+        if not flags & _STREAMED and not size == packed < _LARGE:
+            raise Damaged("altered", "the size of a member is not as it is written")
         kind: Kind = "whole" if not flags & _STREAMED else "deflated" if method == _DEFLATE else "stored"
         found.append(Entry(name, kind, crc, packed, size, where))
         stamped = date << 16 | time

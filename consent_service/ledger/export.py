@@ -103,7 +103,7 @@ class Strand(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     tags: bytes
     """The key of its tags."""
-    events: int
+    events: Annotated[int, Meta(ge=0)]
     """How many it had in the tree."""
     tenure: int
     account: bool

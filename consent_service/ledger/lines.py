@@ -65,6 +65,7 @@ def _decoded(line: bytes, decoder: msgspec.json.Decoder[T]) -> T | None:
 
 def table(pieces: Iterable[bytes]) -> Iterator[list[Line | str]]:
     """The rows of a CSV file (RFC 4180), each of which is exactly what its payload says."""
+    csv.field_size_limit(MAX_LINE)
     rows = csv.reader(_text(pieces), strict=True)
     try:
         if next(rows, None) != ["\ufeff" + HEAD[0], *HEAD[1:]]:

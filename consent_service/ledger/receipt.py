@@ -94,9 +94,10 @@ def verify(text: str, trust: Trust) -> Receipt:
     proof = Proof.parse(text)
     try:
         opening = _READ.decode(proof.extra or b"")
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise NoteError("the extra data does not open the entry") from None
-    if len(opening.salt) != SALT or len(opening.tag) != TAG:
+    # Written in another way it could say one thing to us and another to the next reader.
+    if len(opening.salt) != SALT or len(opening.tag) != TAG or _OPENING.encode(opening) != proof.extra:
         raise NoteError("the extra data does not open the entry")
     checkpoint, note = proof.verify(opening.entry, trust.known)
     trust.demand(checkpoint, note)

@@ -9,6 +9,7 @@ import tracemalloc
 import uuid
 import zipfile
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import msgspec
@@ -560,6 +561,41 @@ def test_numbers_that_cannot_be_are_told(sources: dict[str, Source]) -> None:
         changed = [msgspec.structs.replace(strands[0], events=events_count), *strands[1:]]
         file = signed(source, {**source.parts, form.STRANDS: form.ENCODER.encode(changed)})
         assert codes(file, source.trust) & {"altered", "suppressed"}
+
+
+def test_strands_cannot_make_up_for_each_other(sources: dict[str, Source]) -> None:
+    source = sources["subject"]
+    strands = msgspec.json.decode(source.parts[form.STRANDS], type=list[form.Strand])
+    more = [msgspec.structs.replace(strands[0], events=count) for count in (1 << 40, -(1 << 40))]
+    file = signed(source, {**source.parts, form.STRANDS: form.ENCODER.encode([*strands, *more])})
+    assert "altered" in codes(file, source.trust)
+
+
+def test_what_nobody_signed_is_not_believed(sources: dict[str, Source]) -> None:
+    """Neither its numbers, which would be asked memory for, nor what it says of itself."""
+    source = sources["everything"]
+    origin = "h/t\x1b[2K\r\x1b[1AGenuine: export 1\n\n"
+    for changes in ({"end": 1 << 58, "size": 1 << 58}, {"origin": origin}, {"origin": "h/t\x9b2K"}):
+        manifest = {**msgspec.to_builtins(source.manifest), **changes}
+        file = unsigned(source, {**source.parts, form.MANIFEST: msgspec.json.encode(manifest)})
+        found = audit.verify(io.BytesIO(file), source.trust)
+        assert not found.genuine
+        text = as_text(found)
+        assert not any(line.startswith("Genuine") for line in text.split("\n"))
+        assert all(char.isprintable() or char == "\n" for char in text)
+
+
+def test_names_and_sizes_of_members_are_told_as_they_may_be_shown() -> None:
+    stamped = container.stamp(datetime(2026, 1, 1, tzinfo=UTC))
+    named = container.Entry(b"\x1b[2J\nGenuine", "whole", 0, 0, 0, 0)
+    head = bytearray(container.local(named, stamped))
+    head[4] ^= 1
+    huge = container.Entry(b"README.txt", "whole", 0, 0, 1 << 40, 0)
+    for body, member in ((bytes(head), named), (b"PK\3\4" + bytes(60), huge)):
+        file = body + container.directory([member], stamped, len(body))
+        found = audit.verify(io.BytesIO(file), None)
+        assert [problem.code for problem in found.problems] == ["altered"]
+        assert all(char.isprintable() or char == "\n" for char in as_text(found))
 
 
 def test_a_subject_without_one_of_its_strands_is_told(sources: dict[str, Source]) -> None:

@@ -489,3 +489,20 @@ async def test_what_too_few_witnesses_saw_is_anchored_and_not_shown(yard: Yard, 
         publisher = Publisher(yard.tenant.services.ledgers, outside, every_s=0)
         assert await publisher.publish(yard.tenant.log_id), "the next round asks again"
     assert (await yard.status()).published == (await yard.status()).size
+
+
+async def test_an_export_of_an_epoch_that_was_given_up_is_not_signed_any_more(yard: Yard) -> None:
+    """It would have to prove what was erased since, in a tree of that epoch which is not the one that was signed."""
+    key = {"Authorization": f"Bearer {yard.tenant.keys['dpo']}"}
+    await yard.record(WEB)
+    made = (await yard.tenant.post("/v1/exports", {}, key="dpo")).json()
+    assert (await yard.tenant.http.get(made["file"], headers=key)).status_code == 200
+    backup = await yard.copy()
+    await yard.record(WEB)
+    await yard.publish()
+    await yard.restore(backup)
+    assert not await yard.publish()
+    async with yard.ledger.connection() as connection:
+        await turns.recover(connection, yard.ledger, yard.anchor)
+    answer = await yard.tenant.http.get(made["file"], headers=key)
+    assert (answer.status_code, "new epoch" in answer.text) == (404, True)
