@@ -15,10 +15,11 @@ import asyncpg
 import msgspec
 
 from consent_service import db, erasures, ids
+from consent_service.errors import SetupError
 from consent_service.ledger import Ledger, Ledgers, append, lock_head
 from consent_service.ledger.book import READ_SLUGS
 from consent_service.ledger.entry import KeysRewrapped, system
-from consent_service.vault import LOOK_S, Place, Vault, new_key, read_keys, write_keys
+from consent_service.vault import LOOK_S, Place, Vault, alone, new_key, read_keys, write_keys
 
 _PAGE = 500
 _LONG_S = 86_400.0
@@ -79,10 +80,8 @@ async def purge(ledgers: Ledgers, vault: Vault, key_file: Path | None, owner: db
 
     Whatever stops it half-way leaves everything readable; run it again.
     """
-    async with ledgers.connection() as connection:
-        all_of_them = [ledgers.of(row.log_id) for row in await READ_SLUGS(connection)]
-    due = [await _release(ledger) for ledger in all_of_them]
-    rewrapped = None if key_file is None else await _rotate(all_of_them, vault, key_file, owner)
+    due = [await _release(ledger) for ledger in await _all(ledgers)]
+    rewrapped = None if key_file is None else await _rotate(ledgers, vault, key_file, owner)
     return Purged(
         released=sum(entries for entries, _ in due),
         tombstones=sum(stones for _, stones in due),
@@ -91,10 +90,17 @@ async def purge(ledgers: Ledgers, vault: Vault, key_file: Path | None, owner: db
     )
 
 
+async def _all(ledgers: Ledgers) -> list[Ledger]:
+    async with ledgers.connection() as connection:
+        return [ledgers.of(row.log_id) for row in await READ_SLUGS(connection)]
+
+
 async def _release(ledger: Ledger) -> tuple[int, int]:
-    """End what had to be kept until today: proof, and tombstones."""
+    """End what had to be kept until today: proof, and tombstones. Of a frozen ledger another time."""
     async with ledger.connection() as connection, connection.transaction():
-        tip = await lock_head(connection, ledger.log_id)
+        tip = await lock_head(connection, ledger.log_id, although_frozen=True)
+        if tip.frozen is not None:
+            return 0, 0
         stones = await _END_STONES(connection, ledger.log_id, tip.now)
         await erasures.become(connection)
         due = [row.idx for row in await _READ_DUE(connection, ledger.log_id, tip.now)]
@@ -105,15 +111,31 @@ async def _release(ledger: Ledger) -> tuple[int, int]:
     return len(due), 0 if stones is None else stones.count
 
 
-async def _rotate(all_of_them: Sequence[Ledger], vault: Vault, key_file: Path, owner: db.Connection) -> int:
+async def _rotate(ledgers: Ledgers, vault: Vault, key_file: Path, owner: db.Connection) -> int:
     """Wrap every key by a new key-encryption key, and destroy those before.
 
     A process goes by the file as it was at most LOOK_S ago. An entry of each ledger after that time sees to it that no
-    batch which was prepared earlier is written later: its head is not the one that it read.
+    batch which was prepared earlier is written later: its head is not the one that it read. A tenant that is made after
+    that time knows no other key.
+
+    Raises:
+        SetupError: another purge is under way; or a key was wrapped otherwise meanwhile, and nothing is destroyed.
     """
-    old = read_keys(key_file)
-    write_keys(key_file, [new_key(), *old])
-    await asyncio.sleep(1.5 * LOOK_S)
+    with alone(key_file):
+        made = new_key()
+        write_keys(key_file, [made, *read_keys(key_file)])
+        await asyncio.sleep(1.5 * LOOK_S)
+        all_of_them = await _all(ledgers)
+        count = await _rewrap_all(all_of_them, vault)
+        for ledger in all_of_them:
+            if await _is_left(ledger, vault):
+                raise SetupError("Some keys are wrapped by another key than the newest. Run the purge again.")
+        await _TRUST_KEK(owner, vault.current)
+        write_keys(key_file, [made])
+        return count
+
+
+async def _rewrap_all(all_of_them: Sequence[Ledger], vault: Vault) -> int:
     count = 0
     for ledger in all_of_them:
         async with ledger.connection() as connection:
@@ -123,9 +145,16 @@ async def _rotate(all_of_them: Sequence[Ledger], vault: Vault, key_file: Path, o
                     entry = system(KeysRewrapped(at=tip.now, kek=vault.current.hex()))
                     await append(connection, ledger.log_id, tip, [entry], tip.now)
             count += await _rewrap(connection, ledger, vault) + await _rewrap_held(connection, ledger, vault)
-    await _TRUST_KEK(owner, vault.current)
-    write_keys(key_file, read_keys(key_file)[:1])
     return count
+
+
+async def _is_left(ledger: Ledger, vault: Vault) -> bool:
+    """Whether a key of a ledger is still wrapped by one that is about to be destroyed."""
+    async with ledger.connection() as connection, connection.transaction():
+        if await _READ_WRAPPED(connection, ledger.log_id, vault.current, b"", 0, 1):
+            return True
+        await erasures.become(connection)
+        return bool(await _READ_HELD(connection, ledger.log_id, vault.current, 1))
 
 
 async def _rewrap(connection: db.Connection, ledger: Ledger, vault: Vault) -> int:

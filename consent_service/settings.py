@@ -187,9 +187,12 @@ def keep(file: Path, text: str) -> None:
     draft = file.with_name(f".{file.name}.{os.getpid()}")
     with open(draft, "w", encoding="utf-8", opener=_private) as new:
         new.write(text)
+        new.flush()
+        os.fsync(new.fileno())
     with contextlib.suppress(FileExistsError):
         file.hardlink_to(draft)
     draft.unlink()
+    vault.sync(file.parent)
 
 
 def _private(path: str, flags: int) -> int:

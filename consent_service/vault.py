@@ -7,11 +7,13 @@ wherever copies lie. Each item is sealed under a key derived from its name, with
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import hmac
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID
@@ -183,6 +185,33 @@ def write_keys(file: Path, keys: Iterable[bytes]) -> None:
         new.flush()
         os.fsync(new.fileno())
     draft.replace(file)
+    sync(file.parent)
+
+
+def sync(folder: Path) -> None:
+    """Wait until the disk has the names of a folder: keys must outlive a power cut as surely as what they wrap."""
+    place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(place)
+    finally:
+        os.close(place)
+
+
+@contextmanager
+def alone(file: Path) -> Iterator[None]:
+    """Keep others from changing a file of key-encryption keys for as long as it takes.
+
+    Raises:
+        SetupError: somebody else is at it.
+    """
+    with open(
+        file.with_name(f".{file.name}.lock"), "w", opener=lambda path, flags: os.open(path, flags, 0o600)
+    ) as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SetupError("Another purge is under way. Wait until it has ended.") from None
+        yield
 
 
 def new_key() -> bytes:

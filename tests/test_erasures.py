@@ -225,6 +225,9 @@ async def test_advertising_stays_off_until_a_fresh_opt_in_that_no_import_is(tena
     assert await reason(tenant, person, "marketing.email") == "suppressed"
     assert await reason(tenant, person, "marketing.push") == "suppressed"
     assert await reason(tenant, person, "repair.call", channel="phone") == "no_basis_fact", "it is no advertising"
+    before = (clock.now() - timedelta(days=1)).isoformat()
+    late = await tenant.record({**mail, "status": "confirmed", "occurred_at": before}, subject=person)
+    assert (late.status_code, late.json()["effective"]) == (201, False), "what was said before is nothing fresh"
     fresh = await tenant.record(mail, subject=person)
     assert fresh.json()["effective"]
     assert await reason(tenant, person, "marketing.email") == "consent"

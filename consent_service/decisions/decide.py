@@ -281,7 +281,10 @@ class _Question:
         return None if self.by_consent else _deny(_said(latest), "objection", latest)
 
     def suppression(self, states: Sequence[State]) -> Decision | None:
-        """After an erasure direct marketing stays off until a fresh opt-in, which no import is, or until its end."""
+        """After an erasure direct marketing stays off until a fresh opt-in, or until its end.
+
+        Neither an import is one, nor what was said before and is reported late.
+        """
         if not self.purpose.direct_marketing:
             return None
         stones = [state for state in states if state.slot == Slot.TOMBSTONE]
@@ -289,7 +292,7 @@ class _Question:
         if not standing:
             return None
         latest = max(stone.recorded_at for stone in standing)
-        self.grants = [grant for grant in self.grants if grant.grade and grant.recorded_at > latest]
+        self.grants = [grant for grant in self.grants if grant.grade and grant.occurred_at > latest]
         self.by_consent = True
         if self.grants:
             return None

@@ -46,6 +46,12 @@ class UnloggedRow(msgspec.Struct, frozen=True):
     change: KeyChange
 
 
+class Changed(msgspec.Struct, frozen=True):
+    """A ledger that was frozen or thawed just now, by nobody else."""
+
+    log_id: int
+
+
 class Status(msgspec.Struct, frozen=True):
     """Where a ledger stands."""
 
@@ -66,8 +72,8 @@ class Status(msgspec.Struct, frozen=True):
 
 _TAKE_UNLOGGED = db.many("ledger", "take_unlogged", UnloggedRow)
 _READ = db.one("ledger", "read_publication", Publication)
-_FREEZE = db.execute("ledger", "freeze")
-_THAW = db.execute("ledger", "thaw")
+_FREEZE = db.one("ledger", "freeze", Changed)
+_THAW = db.one("ledger", "thaw", Changed)
 
 
 async def read(connection: db.Connection, log_id: int) -> Publication:
@@ -81,8 +87,11 @@ async def read(connection: db.Connection, log_id: int) -> Publication:
 async def settle(
     connection: db.Connection, ledger: Ledger, log: Log, standing: Publication, signed: Iterable[Checkpoint]
 ) -> Publication:
-    """See whether the ledger begins with everything signed; freeze or thaw it as that is."""
-    log_id = ledger.log_id
+    """See whether the ledger begins with everything signed; freeze or thaw it as that is.
+
+    What others found out meanwhile is not undone unseen: then it is looked at again.
+    """
+    log_id, signed = ledger.log_id, tuple(signed)
     demands = [*signed, standing.checkpoint(log.origin)]
     if standing.demanded is not None:
         demands.append(Checkpoint.parse(standing.demanded))
@@ -90,15 +99,20 @@ async def settle(
     for demanded in worst_first:
         why = await contradiction(connection, log_id, log, standing.size, demanded)
         if why is not None:
-            await _FREEZE(connection, log_id, why, str(demanded))
-            return await read(connection, log_id)
+            if standing.demanded == str(demanded):
+                return standing
+            frozen = await _FREEZE(connection, log_id, why, str(demanded), standing.demanded)
+            now = await read(connection, log_id)
+            return now if frozen is not None else await settle(connection, ledger, log, now, signed)
     if standing.frozen is None:
         return standing
     async with connection.transaction():
         tip = await lock_head(connection, log_id, although_frozen=True)
-        await _THAW(connection, log_id)
-        await log_keys(connection, ledger, tip)
-    return await read(connection, log_id)
+        thawed = await _THAW(connection, log_id, standing.demanded)
+        if thawed is not None:
+            await log_keys(connection, ledger, tip)
+    now = await read(connection, log_id)
+    return now if thawed is not None else await settle(connection, ledger, log, now, signed)
 
 
 async def log_keys(connection: db.Connection, ledger: Ledger, tip: Tip) -> None:
@@ -116,7 +130,7 @@ async def freeze(connection: db.Connection, log_id: int, log: Log, standing: Pub
     """Take no writes because what is outside cannot be compared; until it can be, and what is here is still here."""
     if standing.frozen is not None:
         return standing
-    await _FREEZE(connection, log_id, why, str(standing.checkpoint(log.origin)))
+    await _FREEZE(connection, log_id, why, str(standing.checkpoint(log.origin)), standing.demanded)
     return await read(connection, log_id)
 
 

@@ -118,9 +118,11 @@ SELECT log_id, slug FROM tenant ORDER BY log_id;
 -- name: read_slug :one
 SELECT log_id, slug FROM tenant WHERE log_id = $1;
 
--- name: freeze :exec
--- No writes from now on, until the ledger begins with the checkpoint $3 again.
-UPDATE ledger_head SET frozen = $2, demanded = $3 WHERE log_id = $1 AND demanded IS DISTINCT FROM $3;
+-- name: freeze :one
+-- No writes from now on, until the ledger begins with the checkpoint $3 again. Not if it was frozen, or thawed, since it
+-- demanded $4.
+UPDATE ledger_head SET frozen = $2, demanded = $3 WHERE log_id = $1 AND demanded IS NOT DISTINCT FROM $4
+RETURNING log_id;
 
 -- name: take_unlogged :many
 -- What was done to keys while the ledger was frozen, and is about to become entries.
@@ -131,8 +133,10 @@ WITH found AS (
 )
 SELECT id, change FROM found;
 
--- name: thaw :exec
-UPDATE ledger_head SET frozen = NULL, demanded = NULL WHERE log_id = $1;
+-- name: thaw :one
+-- Not if something else is demanded by now than $2.
+UPDATE ledger_head SET frozen = NULL, demanded = NULL WHERE log_id = $1 AND demanded IS NOT DISTINCT FROM $2
+RETURNING log_id;
 
 -- name: claim_checkpoint :one
 -- Whoever adds the row publishes it. Not while another one was begun within the last $5 seconds; one whose process

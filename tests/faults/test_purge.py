@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import subprocess
 import threading
@@ -11,7 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import pytest
 from demos import CONSENT, Client, Demo, act, running, subject
+
+from consent_service.errors import SetupError
+from consent_service.vault import alone
 
 
 def holding(folder: Path, what: bytes) -> set[str]:
@@ -137,3 +142,25 @@ def test_a_purge_under_load_loses_and_fails_nothing(place: Path) -> None:
         keys = (place / "data" / "key-encryption-keys").read_text().split()
         assert len(keys) == 1
         assert demo.stop() == 0, demo.said()
+
+
+def test_one_purge_at_a_time(tmp_path: Path) -> None:
+    with alone(tmp_path / "keys"), pytest.raises(SetupError, match="under way"), alone(tmp_path / "keys"):
+        pass
+    with alone(tmp_path / "keys"):
+        pass
+
+
+def test_two_purges_at_once_destroy_no_key_that_is_used(place: Path) -> None:
+    with running(place) as demo, demo.client() as client:
+        assert client.record("ada").status == 201
+        command = [CONSENT, "purge", "--data", str(place / "data"), "--json"]
+        both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
+        said = [one.communicate(timeout=60)[1] for one in both]
+        ends = sorted(one.returncode for one in both)
+        assert ends in ([0, 0], [0, 2]), said
+        assert ends == [0, 0] or any(b"Another purge is under way" in one for one in said)
+        (key,) = (place / "data" / "key-encryption-keys").read_text().split()
+        name = hashlib.sha256(bytes.fromhex(key)).digest()[:4]
+        assert {one[:4] for one in asyncio.run(wrapped(demo))} == {name}
+        assert len(client.history("ada")) == 1

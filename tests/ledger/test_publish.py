@@ -16,7 +16,7 @@ from conftest import NOTICE, SECRET, Serve, Tenant
 
 from consent_service import auth, clock, keys, tenants
 from consent_service.errors import Frozen, Invalid
-from consent_service.ledger import Ledgers, receipt, standing, tree, turns
+from consent_service.ledger import Ledgers, read_head, receipt, standing, tree, turns
 from consent_service.ledger.anchor import Anchored, FileAnchor
 from consent_service.ledger.entry import LogKeyChanged, Ruptured, read_system
 from consent_service.ledger.note import WITNESS, Checkpoint, Signer, read, sign
@@ -506,3 +506,21 @@ async def test_an_export_of_an_epoch_that_was_given_up_is_not_signed_any_more(ya
         await turns.recover(connection, yard.ledger, yard.anchor)
     answer = await yard.tenant.http.get(made["file"], headers=key)
     assert (answer.status_code, "new epoch" in answer.text) == (404, True)
+
+
+async def test_a_thaw_undoes_no_freeze_that_it_did_not_look_at(yard: Yard) -> None:
+    """Of two processes one finds that all is well again, and the other has just found that it is not."""
+    await yard.record(WEB)
+    ledger = yard.ledger
+    async with ledger.connection() as connection:
+        log = await ledger.log(connection, await read_head(connection, ledger.log_id))
+        held = await standing.read(connection, ledger.log_id)
+        held = await standing.freeze(connection, ledger.log_id, log, held, "nobody can be asked")
+        missing = Checkpoint(log.origin, held.size + 5, bytes(32))
+        worse = await standing.settle(connection, ledger, log, held, [missing])
+        assert worse.demanded == str(missing)
+        after = await standing.settle(connection, ledger, log, held, [])
+        assert after.demanded == str(missing)
+        assert after.frozen is not None
+        less = await standing.settle(connection, ledger, log, held, [Checkpoint(log.origin, held.size + 1, bytes(32))])
+        assert less.demanded == str(missing), "the larger of two stays"
