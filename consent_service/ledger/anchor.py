@@ -22,6 +22,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from consent_service import outbound
 from consent_service.errors import SetupError, Unavailable
+from consent_service.vault import sync
 
 LOCK_S = 5.0
 """Seconds that a writer waits for another one."""
@@ -137,7 +138,7 @@ class FileAnchor:
             draft = file.with_name(f".{file.name}")  # one name, because who writes it holds the lock
             _write(draft, raw, os.O_TRUNC)
             draft.replace(file)
-            _sync(self._folder)
+            sync(self._folder)
         return True
 
     def _append(self, key: str, raw: bytes) -> None:
@@ -145,7 +146,7 @@ class FileAnchor:
         with self._locked(key):
             _untear(file)
             _write(file, raw, os.O_APPEND)
-            _sync(self._folder)
+            sync(self._folder)
 
     def _lines(self, file: Path) -> list[bytes]:
         return (self._bytes(file) or b"").split(b"\n")[:-1]  # what follows the last line break was never acknowledged
@@ -289,7 +290,7 @@ def _make(folder: Path) -> None:
         _make(folder.parent)
     with suppress(FileExistsError):  # of two that make it
         folder.mkdir(mode=0o700)
-        _sync(folder.parent)
+        sync(folder.parent)
     if not folder.is_dir():
         raise NotADirectoryError(None, "it is a file")
 
@@ -321,12 +322,3 @@ def _untear(file: Path) -> None:
         if journal.read() not in (b"", b"\n"):
             journal.seek(0)
             journal.truncate(journal.read().rfind(b"\n") + 1)
-
-
-def _sync(folder: Path) -> None:
-    """Wait until the disk has the names of a folder."""
-    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
