@@ -43,7 +43,7 @@ from consent_service.ledger.publish import Publisher
 from consent_service.ledger.trust import MAX_TRUST, Trust, trusting
 from consent_service.policies import store
 from consent_service.settings import Settings
-from consent_service.vault import Vault
+from consent_service.vault import Vault, private
 
 Result = TypeVar("Result")
 
@@ -457,7 +457,7 @@ def export_ledger(
 
     try:
         # Everybody in it can be read: nobody but the owner may.
-        with open(draft, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+        with open(draft, "wb", opener=private) as file:
             row = _for_ledger(tenant, data, database_url, lambda reach: write(reach, file))
             file.flush()
             os.fsync(file.fileno())

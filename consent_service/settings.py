@@ -185,7 +185,7 @@ def anchor(settings: Settings) -> str | None:
 def keep(file: Path, text: str) -> None:
     """Write a file that only its owner may read, whole or not at all; the first of two writers wins."""
     draft = file.with_name(f".{file.name}.{os.getpid()}")
-    with open(draft, "w", encoding="utf-8", opener=_private) as new:
+    with open(draft, "w", encoding="utf-8", opener=vault.private) as new:
         new.write(text)
         new.flush()
         os.fsync(new.fileno())
@@ -193,7 +193,3 @@ def keep(file: Path, text: str) -> None:
         file.hardlink_to(draft)
     draft.unlink()
     vault.sync(file.parent)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)

@@ -180,12 +180,17 @@ def _stamp(file: Path) -> tuple[int, int, int]:
 def write_keys(file: Path, keys: Iterable[bytes]) -> None:
     """Put other key-encryption keys into a file, whole or not at all."""
     draft = file.with_name(f".{file.name}.{os.getpid()}")
-    with open(draft, "w", encoding="ascii", opener=lambda path, flags: os.open(path, flags, 0o600)) as new:
+    with open(draft, "w", encoding="ascii", opener=private) as new:
         new.write("".join(f"{key.hex()}\n" for key in keys))
         new.flush()
         os.fsync(new.fileno())
     draft.replace(file)
     sync(file.parent)
+
+
+def private(path: str, flags: int) -> int:
+    """Opens a file (for `open`) that only its owner may read, where it is made by that."""
+    return os.open(path, flags, 0o600)
 
 
 def sync(folder: Path) -> None:
@@ -204,9 +209,7 @@ def alone(file: Path) -> Iterator[None]:
     Raises:
         SetupError: somebody else is at it.
     """
-    with open(
-        file.with_name(f".{file.name}.lock"), "w", opener=lambda path, flags: os.open(path, flags, 0o600)
-    ) as lock:
+    with open(file.with_name(f".{file.name}.lock"), "w", opener=private) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
