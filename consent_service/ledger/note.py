@@ -32,7 +32,7 @@ _TIME = 8
 _LATEST = 253_402_300_799
 """The last second of the year 9999: no witness sees anything later."""
 _NAME = r"[^\s+\x00-\x1f\x7f\ud800-\udfff]+"
-MAX_NAME = 255
+_MAX_NAME = 255
 _VKEY = re.compile(rf"({_NAME})\+([0-9a-f]{{8}})\+([A-Za-z0-9+/]+={{0,2}})")
 _LINE = re.compile(rf"\u2014 ({_NAME}) ([A-Za-z0-9+/]+={{0,2}})")
 _SIZE = re.compile(r"0|[1-9][0-9]{0,18}", re.ASCII)
@@ -40,7 +40,7 @@ _SIZE = re.compile(r"0|[1-9][0-9]{0,18}", re.ASCII)
 
 def is_name(text: str) -> bool:
     """Whether a log may be called so; and nothing of it changes what stands around it on a terminal."""
-    return len(text) <= MAX_NAME and text.isprintable() and re.fullmatch(_NAME, text) is not None
+    return len(text) <= _MAX_NAME and text.isprintable() and re.fullmatch(_NAME, text) is not None
 
 
 class NoteError(ValueError):
