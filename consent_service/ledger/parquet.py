@@ -96,9 +96,9 @@ def read(box: Reader, name: str) -> Iterator[list[Line | str]]:
             raise Damaged("altered", "the columns of the table are not as they are written")
         for batch in file.iter_batches(batch_size=_READ):
             yield [_row([row[name] for name in HEAD]) for row in batch.to_pylist()]
-    except Damaged:
-        raise
-    except (arrow.ArrowException, OSError, ValueError, OverflowError):
+    except (arrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        if isinstance(error, Damaged):
+            raise
         raise Damaged("altered", f"{name} cannot be read") from None
 
 
