@@ -20,6 +20,7 @@ from consent_service import (
     db,
     decode,
     demo,
+    erasures,
     imports,
     keys,
     log,
@@ -32,7 +33,6 @@ from consent_service import (
 )  # fmt: skip
 from consent_service.consents import Writer
 from consent_service.devices import Devices
-from consent_service.erasures import repeat
 from consent_service.errors import ConsentError, Frozen, NotFound, SetupError
 from consent_service.ledger import Ledger, Ledgers, audit, container, receipt, standing, turns, verdict
 from consent_service.ledger.anchor import Anchor, open_anchor
@@ -409,9 +409,7 @@ def recover_ledger(tenant: str, yes: bool, as_json: bool, data: str | None, data
         click.confirm("Entries that were signed, and for which people hold receipts, are lost then. Go on?", abort=True)
 
     async def turn(reach: InReach) -> tuple[turns.Recovered, int]:
-        made = await turns.recover(reach.connection, reach.ledger, reach.anchor)
-        repeated = 0 if reach.anchor is None else await repeat(reach.connection, reach.ledger, reach.anchor)
-        return made, repeated
+        return await erasures.recover(reach.connection, reach.ledger, reach.anchor)
 
     made, repeated = _for_ledger(tenant, data, database_url, turn)
     text = f"The ledger goes on as {made.origin}, from {made.kept} entries; {made.lost} or more are lost."
@@ -718,10 +716,15 @@ def _serve(chosen: Settings, ready_file: Path | None, as_json: bool, *, example:
 async def _prepare(url: str, root: bytes, chosen: Settings) -> None:
     """The schema brought forward, by the secret that it was filled under; and no ledger older than what it signed."""
     await db.migrate(url)
+    vault = Vault(root, settings.key_file(chosen))
     async with await db.connect(url, size=2) as pool:
         async with db.connection(pool) as connection:
-            await tenants.demand_secrets(connection, root, Vault(root, settings.key_file(chosen)))
-        await Publisher(Ledgers(pool, root), Outside(open_anchor(settings.anchor(chosen)))).examine_all()
+            await tenants.demand_secrets(connection, root, vault)
+        anchor = open_anchor(settings.anchor(chosen))
+        ledgers = Ledgers(pool, root, vault=vault)
+        await Publisher(ledgers, Outside(anchor)).examine_all()
+        if anchor is not None:
+            await erasures.catch_up(ledgers, anchor)
 
 
 def _clear(ready_file: Path) -> None:

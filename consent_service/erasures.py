@@ -8,23 +8,28 @@ advertising back, a keyed hash of each identifier and address stays for a time.
 
 from __future__ import annotations
 
+import hmac
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
 import msgspec
 
-from consent_service import db, decode, devices, ids
+from consent_service import db, decode, devices, ids, log
 from consent_service.auth import Credential
-from consent_service.errors import Unavailable
-from consent_service.ledger import Head, Ledger, Ledgers, Opening, Revision, Tip, append, lock_head, read_head
+from consent_service.errors import Frozen, Invalid, Unavailable
+from consent_service.ledger import Head, Ledger, Ledgers, Opening, Revision, Tip, append, read_head, turns
 from consent_service.ledger.anchor import Anchor
+from consent_service.ledger.book import READ_SLUGS
 from consent_service.ledger.entry import ErasureMade, ErasureReason, erased_digest, system, tag
+from consent_service.ledger.turns import Recovered
 from consent_service.policies import Policy
-from consent_service.states import GRANTS
+from consent_service.states import CARRIED, GRANTS
 from consent_service.subjects import ADDRESSES, Subject, address
+from consent_service.tenures import READ_STRANDS, StrandRow
 from consent_service.vault import VALUE, Place, StrandKey, contact_of
 
 _SALT = 32
@@ -58,14 +63,12 @@ class Erased(msgspec.Struct, frozen=True):
     recorded_at: datetime
 
 
-class StrandRow(msgspec.Struct, frozen=True):
-    """A strand that is the person's."""
+class OrderedRow(msgspec.Struct, frozen=True):
+    """A strand that an order names."""
 
     identifier: bytes
     tenure: int
-    namespace: str
     key: bytes
-    value: bytes
 
 
 class LinkRow(msgspec.Struct, frozen=True):
@@ -109,21 +112,26 @@ class Order(msgspec.Struct, frozen=True):
     """What an erasure destroys, by keyed hashes and random ids alone: a restored database is given it once more."""
 
     erasure: UUID
+    at: datetime
+    size: int
+    """Entries that the ledger had: what was begun later, under the same identifiers, is not meant."""
     strands: list[tuple[bytes, int]]
     links: list[UUID]
     around: list[bytes]
     """Identifiers to which a no of the person may have been carried; it stays there, and forgets whose it was."""
     stones: list[Stone]
 
+    def is_about(self, other: Order) -> bool:
+        """Whether another order, made at another moment, would destroy the same."""
+        stones = [[stone.identifier for stone in order.stones] for order in (self, other)]
+        return (self.strands, self.links, stones[0]) == (other.strands, other.links, stones[1])
+
 
 class Held(NamedTuple):
-    """Proof that is kept."""
+    """A consent whose proof is kept, and until when."""
 
     row: EventRow
     until: datetime
-    wrapped: bytes
-    opening: bytes
-    """Sealed by the key before."""
 
 
 class Found(NamedTuple):
@@ -131,22 +139,22 @@ class Found(NamedTuple):
 
     order: Order
     names: list[Subject]
+    keys: Keys
     events: list[EventRow]
     held: list[Held]
 
 
-class IsDone(msgspec.Struct, frozen=True):
-    """Whether the database knows of an erasure."""
+class DoneRow(msgspec.Struct, frozen=True):
+    """An erasure that the database knows."""
 
-    done: bool
+    erasure: UUID
 
 
-_READ_STRANDS = db.many("erasures", "read_strands", StrandRow)
-_READ_ORDERED = db.many("erasures", "read_ordered", StrandRow)
+_READ_ORDERED = db.many("erasures", "read_ordered", OrderedRow)
 _READ_LINKS = db.many("erasures", "read_links", LinkRow)
 _READ_CONTACTS = db.many("erasures", "read_contacts", ContactRow)
 _READ_EVENTS = db.many("erasures", "read_events", EventRow)
-_IS_DONE = db.one("erasures", "is_done", IsDone)
+_READ_DONE = db.many("erasures", "read_done", DoneRow)
 become = db.execute("erasures", "become")
 """Turn into the role that erases, until the transaction ends or it resigns."""
 resign = db.execute("erasures", "resign")
@@ -156,6 +164,10 @@ _NOTE = db.execute("erasures", "note")
 _SUPPRESS = db.execute("erasures", "suppress")
 _ENCODER = msgspec.json.Encoder()
 _ORDER = msgspec.json.Decoder(Order)
+_LOG = log.get("erasures")
+_TRIES = 5
+_AT_ONCE = 500
+"""Events whose proof is sealed anew between two statements: what happens in between has a second."""
 
 
 class Eraser:
@@ -173,51 +185,140 @@ class Eraser:
         """
         body = decode.body(raw, EraseBody)
         ledger = self._ledgers.of(credential.log_id)
-        async with ledger.connection() as connection:
-            if body.dry_run:
+        for _ in range(_TRIES):
+            async with ledger.connection() as connection:
                 head = await read_head(connection, ledger.log_id)
-                return _ENCODER.encode(_told(await _find(connection, ledger, body.subject, head), head, head.revision))
-            async with connection.transaction():
-                tip = await lock_head(connection, ledger.log_id)
-                found = await _find(connection, ledger, body.subject, tip)
-                if not found.order.strands:
-                    return _ENCODER.encode(_told(found, tip, tip.revision))
-                by = ledger.hasher.once("credential", credential.id).hex()
+                found = await _find(connection, ledger, body.subject, head)
                 slug = await ledger.slug(connection)
-                await _carry_out(connection, ledger, tip, found, by)
-                await self._note(slug, found.order)
-        told = _told(found, tip, Revision(tip.epoch, tip.size + 1))
-        return _ENCODER.encode(msgspec.structs.replace(told, erasure=found.order.erasure))
+            if body.dry_run or not found.order.strands:
+                return _ENCODER.encode(_told(found, head.revision))
+            if head.frozen is not None:
+                raise Frozen(head.frozen)
+            await self._note(slug, seal(ledger, found.order))
+            done = await self._carry_out(ledger, body.subject, found.order, credential)
+            if done is not None:
+                return _ENCODER.encode(done)
+        raise Unavailable("While it was looked for what belongs to the person, that changed again and again.")
 
-    async def _note(self, slug: str, order: Order) -> None:
-        """Tell whoever restores the database, before the erasure counts as done."""
+    async def _note(self, slug: str, line: bytes) -> None:
+        """Tell whoever restores the database, before anything goes; and while nobody waits for the ledger's head."""
         if self._anchor is not None:
             try:
-                await self._anchor.note_erasure(slug, _ENCODER.encode(order))
+                await self._anchor.note_erasure(slug, line)
             except Unavailable:
                 raise Unavailable("The anchor, which has to know of an erasure, cannot be reached.") from None
 
+    async def _carry_out(self, ledger: Ledger, subject: Subject, order: Order, credential: Credential) -> Erased | None:
+        """Erase what an order names; None where it is not all that belongs to the person any more."""
+        async with ledger.connection() as connection, connection.transaction():
+            tip = await ledger.hold(connection)
+            found = await _find(connection, ledger, subject, tip)
+            if not found.order.is_about(order):
+                return None
+            by = ledger.hasher.once("credential", credential.id).hex()
+            found = found._replace(order=order)
+            await _carry_out(connection, ledger, tip, found, by)
+        told = _told(found, Revision(tip.epoch, tip.size + 1))
+        return msgspec.structs.replace(told, erasure=order.erasure)
 
-async def repeat(connection: db.Connection, ledger: Ledger, anchor: Anchor) -> int:
-    """Carry out the erasures that a restored database does not know of; how many these were."""
-    done = 0
-    for line in await anchor.erasures(await ledger.slug(connection)):
-        order = _ORDER.decode(line)
-        async with connection.transaction():
-            tip = await lock_head(connection, ledger.log_id)
-            known = await _IS_DONE(connection, ledger.log_id, order.erasure)
-            if known is not None:
-                continue
-            columns = _columns(order.strands)
-            strands = await _READ_ORDERED(connection, ledger.log_id, *columns)
-            policy = await ledger.policies.get(connection, ledger.log_id, tip.policy)
+
+class Journal(NamedTuple):
+    """What the anchor knows of the erasures of a ledger."""
+
+    orders: list[Order]
+    """The oldest first."""
+    strange: int
+    """Lines that were not written here, under this root secret. Who could forge an order could erase people."""
+
+
+async def read_journal(connection: db.Connection, ledger: Ledger, anchor: Anchor) -> Journal:
+    """The orders that stand outside the database; raises Unavailable."""
+    lines = await anchor.erasures(await ledger.slug(connection))
+    orders = [order for line in lines if (order := _unsealed(ledger, line)) is not None]
+    return Journal(orders, len(lines) - len(orders))
+
+
+def seal(ledger: Ledger, order: Order) -> bytes:
+    """A line of the journal."""
+    raw = _ENCODER.encode(order)
+    return ledger.hasher.order(raw).hex().encode() + b" " + raw
+
+
+def _unsealed(ledger: Ledger, line: bytes) -> Order | None:
+    mac, _, raw = line.partition(b" ")
+    return _ORDER.decode(raw) if hmac.compare_digest(mac, ledger.hasher.order(raw).hex().encode()) else None
+
+
+async def catch_up(ledgers: Ledgers, anchor: Anchor) -> None:
+    """Carry out what a restored database has forgotten although it is no older than the last anchored checkpoint.
+
+    A ledger that is older is frozen, and catches up when it is recovered.
+
+    Raises:
+        Unavailable: the anchor cannot be read.
+    """
+    async with ledgers.connection() as connection:
+        tenants = await READ_SLUGS(connection)
+    for tenant in tenants:
+        ledger = ledgers.of(tenant.log_id)
+        async with ledger.connection() as connection:
+            found = await read_journal(connection, ledger, anchor)
+            if found.strange:
+                _LOG.error("strange_journal", tenant=tenant.slug, lines=found.strange)
+            with suppress(Frozen):
+                count = await repeat(connection, ledger, found.orders)
+                if count:
+                    _LOG.warning("erased_once_more", tenant=tenant.slug, people=count)
+
+
+async def _missing(connection: db.Connection, ledger: Ledger, orders: Sequence[Order]) -> list[Order]:
+    """Those orders that the database does not know of, because it was restored from an older copy."""
+    done = {row.erasure for row in await _READ_DONE(connection, ledger.log_id, [one.erasure for one in orders])}
+    return [one for one in orders if one.erasure not in done]
+
+
+async def repeat(connection: db.Connection, ledger: Ledger, orders: Sequence[Order]) -> int:
+    """Carry out the orders that a restored database does not know of, in one transaction; how many these were.
+
+    Of what an order names, it destroys what had begun by then. What it kept the proof of, it keeps as long as before.
+    """
+    count = 0
+    async with connection.transaction():
+        for order in await _missing(connection, ledger, orders):
+            tip = await ledger.hold(connection)
+            strands = await _READ_ORDERED(connection, ledger.log_id, *_columns(order.strands), order.size)
             keys = _opened(ledger, strands)
-            events = await _READ_EVENTS(connection, ledger.log_id, *columns, _proving(policy))
-            await _carry_out(
-                connection, ledger, tip, Found(order, [], events, _held(ledger, policy, keys, events, tip.now)), ""
+            policy = await ledger.policies.get(connection, ledger.log_id, tip.policy)
+            events = await _READ_EVENTS(connection, ledger.log_id, *_columns(keys), _proving(policy))
+            left = msgspec.structs.replace(order, strands=list(keys))
+            found = Found(left, [], keys, events, _held(policy, events, order.at))
+            await _carry_out(connection, ledger, tip, found, "")
+            count += 1
+    return count
+
+
+async def recover(connection: db.Connection, ledger: Ledger, anchor: Anchor | None) -> tuple[Recovered, int]:
+    """Go on in a new epoch (`turns.begin_epoch`), with everybody erased who was; how many were erased once more.
+
+    Raises:
+        Invalid: the ledger is not frozen; or the journal has lines that are not ours.
+        Unavailable: the anchor cannot be read.
+    """
+    orders: list[Order] = []
+    if anchor is not None:
+        orders, strange = await read_journal(connection, ledger, anchor)
+        if strange:
+            raise Invalid(
+                f"{strange} lines in the anchor's journal of erasures were not written by this service under this "
+                "root secret. Give back the journal as it was, or take these lines out."
             )
-            done += 1
-    return done
+    async with connection.transaction():
+        made = await turns.begin_epoch(connection, ledger)
+        count = await repeat(connection, ledger, orders)
+    if anchor is not None:
+        with suppress(Unavailable):  # then the next round of publishing tells it
+            await turns.tell(connection, ledger, anchor)
+    return made, count
 
 
 async def _find(connection: db.Connection, ledger: Ledger, subject: Subject, head: Head) -> Found:
@@ -225,11 +326,11 @@ async def _find(connection: db.Connection, ledger: Ledger, subject: Subject, hea
     log_id = ledger.log_id
     policy = await ledger.policies.get(connection, log_id, head.policy)
     identifier = ledger.hasher.identifier(subject)
-    strands = await _READ_STRANDS(connection, log_id, identifier, subject.type in policy.tenant.shared)
+    strands = await READ_STRANDS(connection, log_id, identifier, subject.type in policy.tenant.shared, head.now)
     keys = _opened(ledger, strands)
     columns = _columns(keys)
     events = await _READ_EVENTS(connection, log_id, *columns, _proving(policy))
-    links = await _READ_LINKS(connection, log_id, identifier)
+    links = await _READ_LINKS(connection, log_id, identifier, head.now, *columns)
     contacts = await _READ_CONTACTS(connection, log_id, *columns)
     names = [Subject(row.namespace, _open(keys, row, VALUE).decode()) for row in strands]
     addresses = [address(_open(keys, row, contact_of(row.contact)).decode()) for row in contacts]
@@ -240,12 +341,14 @@ async def _find(connection: db.Connection, ledger: Ledger, subject: Subject, hea
     stones = sorted({ledger.hasher.identifier(one) for one in (*people, *addresses)})
     order = Order(
         erasure=ids.event_id(),
+        at=head.now,
+        size=(await read_head(connection, log_id)).size,  # as it is now that everything was read
         strands=list(keys),
         links=[link.link for link in links],
         around=sorted({end for link in links for end in (link.identifier, link.anchor)}),
         stones=[Stone(stone, until) for stone in stones],
     )
-    return Found(order, list(dict.fromkeys(names)), events, _held(ledger, policy, keys, events, head.now))
+    return Found(order, list(dict.fromkeys(names)), keys, events, _held(policy, events, head.now))
 
 
 def _proving(policy: Policy) -> list[str]:
@@ -257,7 +360,7 @@ Keys = Mapping[tuple[bytes, int], StrandKey]
 """By identifier and tenure."""
 
 
-def _opened(ledger: Ledger, strands: Iterable[StrandRow]) -> Keys:
+def _opened(ledger: Ledger, strands: Iterable[StrandRow | OrderedRow]) -> Keys:
     return {
         (row.identifier, row.tenure): ledger.vault.open(Place(ledger.log_id, row.identifier, row.tenure), row.key)
         for row in strands
@@ -274,8 +377,8 @@ def _columns(strands: Iterable[tuple[bytes, int]]) -> tuple[list[bytes], list[in
     return [identifier for identifier, _ in listed], [tenure for _, tenure in listed]
 
 
-def _held(ledger: Ledger, policy: Policy, keys: Keys, events: Sequence[EventRow], now: datetime) -> list[Held]:
-    """The consents that have to be proved on, each sealed by a key of its own. Each may have been used until now."""
+def _held(policy: Policy, events: Sequence[EventRow], now: datetime) -> list[Held]:
+    """The consents that have to be proved on. Each may have been used until now."""
     found = []
     for row in events:
         if row.payload is None:
@@ -283,12 +386,7 @@ def _held(ledger: Ledger, policy: Policy, keys: Keys, events: Sequence[EventRow]
         granted = {purpose for purpose, status in zip(row.purposes, row.statuses, strict=True) if status in GRANTS}
         kept = [policy.purposes[purpose].proof_kept for purpose in granted if purpose in policy.purposes]
         if periods := [period for period in kept if period is not None]:
-            strand = keys[row.identifier, row.tenure]
-            payload = msgspec.Raw(strand.open(row.event.bytes, row.payload))
-            opening = Opening(payload, strand.salt(row.event), tag(strand.tags, row.sequence))
-            key = ledger.vault.make(hold_place(ledger, row.idx))
-            until = max(period.after(now) for period in periods)
-            found.append(Held(row, until, key.wrapped, key.seal(row.event.bytes, _ENCODER.encode(opening))))
+            found.append(Held(row, max(period.after(now) for period in periods)))
     return found
 
 
@@ -302,24 +400,25 @@ async def _carry_out(connection: db.Connection, ledger: Ledger, tip: Tip, found:
     order, log_id = found.order, ledger.log_id
     indexes = sorted(row.idx for row in found.events)
     await enter(connection, ledger, tip, order.erasure, "request", indexes, by=by, held=len(found.held))
-    for held in found.held:
-        row = held.row
-        await _HOLD(
-            connection,
-            log_id,
-            row.idx,
-            order.erasure,
-            row.identifier,
-            row.event,
-            held.until,
-            held.wrapped,
-            held.opening,
-        )
-    await _DESTROY(connection, log_id, *_columns(order.strands), order.links, order.around)
+    for start in range(0, len(found.held), _AT_ONCE):
+        rows = [_locked(ledger, found.keys, held) for held in found.held[start : start + _AT_ONCE]]
+        await _HOLD(connection, log_id, order.erasure, *zip(*rows, strict=True))
+    await _DESTROY(connection, log_id, *_columns(order.strands), order.links, order.around, sorted(CARRIED))
     await _SUPPRESS(
-        connection, log_id, [one.identifier for one in order.stones], [one.until for one in order.stones], tip.now,
-        order.erasure,
-    )  # fmt: skip
+        connection, log_id, [one.identifier for one in order.stones], [one.until for one in order.stones], order.at
+    )
+    await resign(connection)
+
+
+def _locked(ledger: Ledger, keys: Keys, held: Held) -> tuple[int, bytes, UUID, datetime, bytes, bytes]:
+    """Proof that is kept, sealed by a key of its own, as a row of `hold`."""
+    row, strand = held.row, keys[held.row.identifier, held.row.tenure]
+    assert row.payload is not None, "proof is kept of events that were read whole"  # noqa: S101 -- see `_held`
+    payload = msgspec.Raw(strand.open(row.event.bytes, row.payload))
+    opening = Opening(payload, strand.salt(row.event), tag(strand.tags, row.sequence))
+    key = ledger.vault.make(hold_place(ledger, row.idx))
+    sealed = key.seal(row.event.bytes, _ENCODER.encode(opening))
+    return row.idx, row.identifier, row.event, held.until, key.wrapped, sealed
 
 
 async def enter(
@@ -337,7 +436,7 @@ async def enter(
     await _NOTE(connection, ledger.log_id, erasure, growth.first, reason, salt, indexes, tip.now)
 
 
-def _told(found: Found, head: Head, revision: Revision) -> Erased:
+def _told(found: Found, revision: Revision) -> Erased:
     return Erased(
         erasure=None,
         identifiers=found.names,
@@ -348,5 +447,5 @@ def _told(found: Found, head: Head, revision: Revision) -> Erased:
         links=len(found.order.links),
         suppressed_until=max((stone.until for stone in found.order.stones), default=None),
         rev=str(revision),
-        recorded_at=head.now,
+        recorded_at=found.order.at,
     )

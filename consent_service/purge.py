@@ -16,7 +16,7 @@ import msgspec
 
 from consent_service import db, erasures, ids
 from consent_service.errors import SetupError
-from consent_service.ledger import Ledger, Ledgers, append, lock_head
+from consent_service.ledger import Ledger, Ledgers, append
 from consent_service.ledger.book import READ_SLUGS
 from consent_service.ledger.entry import KeysRewrapped, system
 from consent_service.vault import LOOK_S, Place, Vault, alone, new_key, read_keys, write_keys
@@ -98,7 +98,7 @@ async def _all(ledgers: Ledgers) -> list[Ledger]:
 async def _release(ledger: Ledger) -> tuple[int, int]:
     """End what had to be kept until today: proof, and tombstones. Of a frozen ledger another time."""
     async with ledger.connection() as connection, connection.transaction():
-        tip = await lock_head(connection, ledger.log_id, although_frozen=True)
+        tip = await ledger.hold(connection, although_frozen=True)
         if tip.frozen is not None:
             return 0, 0
         stones = await _END_STONES(connection, ledger.log_id, tip.now)
@@ -140,7 +140,7 @@ async def _rewrap_all(all_of_them: Sequence[Ledger], vault: Vault) -> int:
     for ledger in all_of_them:
         async with ledger.connection() as connection:
             async with connection.transaction():
-                tip = await lock_head(connection, ledger.log_id, although_frozen=True)
+                tip = await ledger.hold(connection, although_frozen=True)
                 if tip.frozen is None:
                     entry = system(KeysRewrapped(at=tip.now, kek=vault.current.hex()))
                     await append(connection, ledger.log_id, tip, [entry], tip.now)

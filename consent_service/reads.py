@@ -14,7 +14,7 @@ import msgspec
 from consent_service import ids, log
 from consent_service.auth import Credential
 from consent_service.errors import Frozen
-from consent_service.ledger import Ledgers, append, lock_head, strands
+from consent_service.ledger import Ledgers, append, strands
 from consent_service.states import Moment
 from consent_service.subjects import Subject
 from consent_service.vault import Place
@@ -63,7 +63,7 @@ class Watch:
         own, asked = Subject(_OFFICER, credential.id), _ABOUT.decode(raw).subject
         try:
             async with ledger.connection() as connection, connection.transaction():
-                tip = await lock_head(connection, ledger.log_id)
+                tip = await ledger.hold(connection)
                 about = asked or own
                 strand = await strands.current(connection, ledger, ledger.hasher.identifier(about))
                 if strand is None and about != own:

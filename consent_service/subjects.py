@@ -44,14 +44,23 @@ class Hasher:
         """What a contact is looked up by."""
         return self._hash(b"contact", normal_contact(value))
 
-    def idempotency_key(self, value: str, part: bytes) -> bytes:
-        """Callers put order numbers and names into their keys: those are kept as hashes too."""
-        return self._hash(b"idempotency " + part, value)
+    def call(self, credential: str, device: bytes, key: str, part: bytes) -> bytes:
+        """What a call is known by again, from who called and the idempotency key, which may be a name or a number.
+
+        One hash for all of it: whom it was about is then no part of what stays when that person is erased.
+        """
+        return self._hash(b"call %b %b %b" % (part, credential.encode(), device.hex().encode()), key)
 
     def body(self, raw: bytes) -> bytes:
         """What tells whether two calls say the same."""
         keyed = self._keyed.copy()
         keyed.update(b"body\0" + raw)
+        return keyed.digest()
+
+    def order(self, raw: bytes) -> bytes:
+        """What shows that an order, which was kept outside, was written here."""
+        keyed = self._keyed.copy()
+        keyed.update(b"order\0" + raw)
         return keyed.digest()
 
     def once(self, kind: str, value: str) -> bytes:

@@ -39,7 +39,7 @@ class Member(msgspec.Struct, frozen=True, gc=False):
     kind: Kind
     link: UUID | None
     member_tenure: int
-    """The strand that the link began; 0 where no link did."""
+    """The strand that the link began; of a person's account the current one, where a no is carried to; else 0."""
     base: int
     """Grants of strands up to this one were somebody else's."""
     shared: bool
@@ -90,6 +90,20 @@ class NameRow(msgspec.Struct, frozen=True):
     key: bytes
 
 
+class StrandRow(msgspec.Struct, frozen=True):
+    """A strand of a person."""
+
+    identifier: bytes
+    tenure: int
+    namespace: str
+    key: bytes
+    """Wrapped."""
+    value: bytes
+    """Sealed."""
+    events: int
+    is_account: bool
+
+
 class Person(NamedTuple):
     """One person as known now."""
 
@@ -120,6 +134,8 @@ class Snapshot(NamedTuple):
 
 
 _READ = db.headed("tenures", "read_persons", Head, Member, State)
+READ_STRANDS = db.many("tenures", "read_strands", StrandRow)
+"""All that is a person's, now or from before: what is told of them as theirs, and goes when they are erased."""
 _READ_NAMES = db.many("tenures", "read_names", NameRow)
 
 

@@ -217,6 +217,7 @@ CREATE TABLE export (
     export       uuid        NOT NULL,
     format       text        COLLATE "C" NOT NULL,   -- ndjson, csv, parquet
     filter       bytea       NOT NULL,               -- JSON (ledger/export.py); of a subject the keyed hash
+    salt         bytea       NOT NULL,               -- the entry of the order says SHA-256(salt ‖ filter)
     epoch        integer     NOT NULL,
     size         bigint      NOT NULL,               -- of the tree that it proves everything against
     first        bigint      NOT NULL,               -- the range: from here
@@ -287,10 +288,8 @@ CREATE TABLE consent_state (
 -- Answers already given, so that a retry doubles nothing.
 CREATE TABLE idempotency (
     log_id      integer     NOT NULL,
-    credential  text        COLLATE "C" NOT NULL,
-    device      bytea       NOT NULL,                -- the device that used the key; empty for services
-    key         bytea       NOT NULL,                -- keyed hash, 16 bytes
-    body        bytea       NOT NULL,                -- SHA-256 of the canonical body
+    key         bytea       NOT NULL,                -- keyed hash of it and of whose it is (credential, device), 16 bytes
+    body        bytea       NOT NULL,                -- keyed hash of the canonical body; '' once it is erased, like the rest
     event       uuid        NOT NULL,
     identifier  bytea       NOT NULL,
     tenure      integer     NOT NULL,
@@ -298,7 +297,7 @@ CREATE TABLE idempotency (
     size        bigint      NOT NULL,                -- what the receipt is made from again
     answer      bytea       NOT NULL,                -- without its receipt, sealed by the strand's key
     recorded_at timestamptz NOT NULL,
-    PRIMARY KEY (log_id, credential, device, key)
+    PRIMARY KEY (log_id, key)
 );
 
 -- Lists that were read in, or are: how far each has come, so that another run of the same file goes on from there.

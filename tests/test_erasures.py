@@ -7,7 +7,7 @@ import hashlib
 import io
 import uuid
 import zipfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from conftest import NOTICE, Tenant
 from consent_service import clock, erasures
 from consent_service.auth import Credential
 from consent_service.erasures import EraseBody, Eraser
+from consent_service.errors import Unavailable
 from consent_service.ledger import audit, receipt, tree
 from consent_service.ledger.anchor import FileAnchor
-from consent_service.ledger.entry import ErasureMade, read_system
+from consent_service.ledger.entry import ErasureMade, ExportMade, read_system
 from consent_service.ledger.head import read_head
 from consent_service.ledger.trust import Trust, trusting
 from consent_service.subjects import Subject
@@ -364,7 +365,9 @@ async def test_a_restored_database_erases_once_more_what_was_erased_since(
     assert msgspec.json.decode(await eraser.erase(body, dpo))["events"] == 1
     assert person["id"].encode() not in b"\n".join(await anchor.erasures(tenant.slug))
     async with ledger.connection() as connection:
-        assert await erasures.repeat(connection, ledger, anchor) == 0
+        orders, strange = await erasures.read_journal(connection, ledger, anchor)
+        assert (len(orders), strange) == (1, 0)
+        assert await erasures.repeat(connection, ledger, orders) == 0
     await owner.execute("DELETE FROM consent_state WHERE log_id = $1", tenant.log_id)
     for table in ("idempotency", "erasure", "erased", "hold"):
         await owner.execute(f"DELETE FROM {table} WHERE log_id = $1", tenant.log_id)
@@ -373,9 +376,214 @@ async def test_a_restored_database_erases_once_more_what_was_erased_since(
             insert = f"INSERT INTO {table} SELECT * FROM jsonb_populate_record(NULL::{table}, $1::jsonb)"
             await owner.execute(insert, row["row"])
     assert len(await history(tenant, person)) == 1, "the backup knew the person"
+    await erasures.catch_up(tenant.services.ledgers, anchor)
     async with ledger.connection() as connection:
-        assert await erasures.repeat(connection, ledger, anchor) == 1
-        assert await erasures.repeat(connection, ledger, anchor) == 0
+        assert await erasures.repeat(connection, ledger, orders) == 0
     assert await history(tenant, person) == []
     assert await reason(tenant, person, "marketing.phone", channel="phone") == "suppressed"
     assert await owner.fetchval("SELECT count(*) FROM hold WHERE log_id = $1", tenant.log_id) == 1
+
+
+# -- what is somebody else's ------------------------------------------------------------------------------------------
+
+OFF = {"purpose": "analytics", "status": "withdrawn"}
+
+
+async def end(tenant: Tenant, made: str) -> None:
+    answer = await tenant.post(f"/v1/links/{made}/end", {})
+    assert answer.status_code == 200, answer.text
+
+
+async def annul(tenant: Tenant, owner: asyncpg.Connection[Any], made: str) -> None:
+    await owner.execute("UPDATE link SET annul_asked = 'boss' WHERE link = $1", uuid.UUID(made))
+    answer = await tenant.post(f"/v1/links/{made}/annul", {"reason": "false"}, key="dpo")
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize("said_on", ["itself", "a card of its own"])
+async def test_erasing_an_account_turns_no_no_of_a_former_member_into_a_yes(
+    tenant: Tenant, owner: asyncpg.Connection[Any], said_on: str
+) -> None:
+    """Somebody was linked to an account once, stands alone since, and says no; then that account is erased."""
+    former, account, card = named("login"), named("login"), named("loyalty")
+    await tenant.record(WEB, subject=account)
+    await end(tenant, await link(tenant, former, account))
+    await tenant.record(WEB, subject=former)
+    if said_on == "itself":
+        await tenant.record(OFF, subject=former)
+    else:
+        await end(tenant, await link(tenant, card, former))
+        await link(tenant, card, former)
+        await tenant.record(OFF, subject=card)
+    assert await reason(tenant, former, "analytics", channel="web") == "withdrawn"
+    await erase(tenant, account)
+    assert await reason(tenant, former, "analytics", channel="web") == "withdrawn"
+    await erase(tenant, former)
+    whose = tenant.services.ledgers.of(tenant.log_id).hasher.identifier(Subject(**former)).hex()
+    left = [row for row in (await stored(tenant, owner, "consent_state")).split("\n") if "suppressed" not in row]
+    assert whose not in "\n".join(left), "what was said on it goes with it"
+
+
+async def test_a_no_on_an_identifier_that_is_somebody_elses_now_stays_and_forgets_whose_it_was(
+    tenant: Tenant, owner: asyncpg.Connection[Any]
+) -> None:
+    phone, ada, bob = named("phone"), named("login"), named("login")
+    await tenant.record(WEB, subject=bob)
+    first = await link(tenant, phone, ada)
+    told = (await tenant.record(OFF, subject=phone)).json()
+    await end(tenant, first)
+    await link(tenant, phone, bob)
+    before = await reason(tenant, bob, "analytics", channel="web")
+    await erase(tenant, ada)
+    assert await reason(tenant, bob, "analytics", channel="web") == before != "consent"
+    assert told["event"] not in await stored(tenant, owner, "consent_state")
+    await erase(tenant, bob)
+    assert await reason(tenant, phone, "analytics", channel="web") == "no_record"
+
+
+async def test_what_an_account_does_after_it_was_a_member_of_another_one_is_its_own(tenant: Tenant) -> None:
+    """Its links are told in a strand that begins then, and can be ended when the other account is erased."""
+    former, account, card = named("login"), named("login"), named("loyalty")
+    await end(tenant, await link(tenant, former, account))
+    mine = await link(tenant, card, former)
+    await erase(tenant, account)
+    await end(tenant, mine)
+    assert (await erase(tenant, former))["links"] == 1
+
+
+async def test_a_false_link_goes_with_the_person_and_leaves_its_number_free(
+    tenant: Tenant, owner: asyncpg.Connection[Any]
+) -> None:
+    phone, ada, bob = named("phone"), named("login"), named("login")
+    await tenant.record(WEB, subject=phone)
+    await annul(tenant, owner, await link(tenant, phone, bob))
+    assert (await erase(tenant, phone))["links"] == 1
+    assert await stored(tenant, owner, "link") == ""
+    await tenant.record(WEB, subject=phone)
+    await link(tenant, phone, ada)
+    await annul(tenant, owner, await link(tenant, phone, bob, replace=True))
+    await link(tenant, phone, ada)
+
+
+# -- what stays ------------------------------------------------------------------------------------------------------
+
+
+async def test_what_stays_leads_from_nobody_to_the_entries_of_a_person(
+    tenant: Tenant, owner: asyncpg.Connection[Any]
+) -> None:
+    seen = tenant.device()
+    device, person = {"type": "device", "id": seen.subject.id}, named("login")
+    for subject, more in ((device, {"proof": seen.token}), (person, {})):
+        told = (await tenant.record(WEB, subject=subject, **more)).json()
+        ordered = await tenant.post("/v1/exports", {"subject": subject}, key="dpo")
+        made = read_system((await entries(tenant))[-1])
+        assert isinstance(made, ExportMade)
+        salted = bytes.fromhex(ordered.json()["salt"]) + await _filter(owner, made.export)
+        assert hashlib.sha256(salted).hexdigest() == made.filter
+        done = await erase(tenant, subject)
+        whose = tenant.services.ledgers.of(tenant.log_id).hasher.identifier(Subject(**subject)).hex()
+        for table in ("idempotency", "export", "event", "strand"):
+            found = await stored(tenant, owner, table)
+            assert whose not in found, table
+            assert told["event"] not in found, table
+        for row in await owner.fetch("SELECT * FROM idempotency WHERE log_id = $1", tenant.log_id):
+            assert (row["body"], row["answer"], row["identifier"], row["idx"], row["size"]) == (b"", b"", b"", 0, 0)
+        assert done["erasure"] not in await stored(tenant, owner, "consent_state")
+
+
+async def _filter(owner: asyncpg.Connection[Any], export: uuid.UUID) -> bytes:
+    return bytes(await owner.fetchval("SELECT filter FROM export WHERE export = $1", export))
+
+
+# -- orders outside the database --------------------------------------------------------------------------------------
+
+
+class Slow(FileAnchor):
+    """A store that takes its time, during which `meanwhile` happens."""
+
+    meanwhile: Callable[[], Awaitable[Any]]
+
+    async def note_erasure(self, key: str, line: bytes) -> None:
+        await super().note_erasure(key, line)
+        await self.meanwhile()
+
+
+DPO = frozenset({"requests:approve"})
+
+
+async def _erase(tenant: Tenant, anchor: FileAnchor, subject: dict[str, str]) -> dict[str, Any]:
+    dpo = Credential(tenant.log_id, "dpo", "officer", "dpo", DPO, frozenset(), None)
+    raw = msgspec.json.encode(EraseBody(Subject(**subject)))
+    return dict(msgspec.json.decode(await Eraser(tenant.services.ledgers, anchor).erase(raw, dpo)))
+
+
+async def test_a_slow_anchor_delays_an_erasure_and_nobody_else(tenant: Tenant, tmp_path: Path) -> None:
+    person, other = named("login"), named("login")
+    anchor = Slow(tmp_path / "anchor")
+
+    async def wait() -> None:
+        assert (await tenant.record(WEB, subject=other)).status_code == 201
+        await asyncio.sleep(1.5)  # longer than a transaction may do nothing
+
+    anchor.meanwhile = wait
+    await tenant.record(WEB, subject=person)
+    assert (await _erase(tenant, anchor, person))["events"] == 1
+    assert len(await anchor.erasures(tenant.slug)) == 1
+
+
+async def test_what_comes_to_belong_to_a_person_under_way_goes_as_well(tenant: Tenant, tmp_path: Path) -> None:
+    person, card = named("login"), named("loyalty")
+    anchor, ledger = Slow(tmp_path / "anchor"), tenant.services.ledgers.of(tenant.log_id)
+    made: list[str] = []
+
+    async def join() -> None:
+        if not made:
+            made.append(await link(tenant, card, person))
+
+    anchor.meanwhile = join
+    await tenant.record(WEB, subject=person)
+    await tenant.record(WEB, subject=card)
+    done = await _erase(tenant, anchor, person)
+    assert (len(done["identifiers"]), done["links"]) == (2, 1)
+    async with ledger.connection() as connection:
+        orders, _ = await erasures.read_journal(connection, ledger, anchor)
+    assert [str(one.erasure) for one in orders][1:] == [done["erasure"]], "what was not carried out is listed too"
+
+    await tenant.record(WEB, subject=person)
+    await erasures.catch_up(tenant.services.ledgers, anchor)
+    assert await reason(tenant, person, "analytics", channel="web") == "consent", "what began later is not meant"
+
+    async def always() -> None:
+        await link(tenant, named("loyalty"), person)
+
+    anchor.meanwhile = always
+    with pytest.raises(Unavailable, match="again and again"):
+        await _erase(tenant, anchor, person)
+
+
+async def test_an_order_that_somebody_forged_erases_nobody(tenant: Tenant, tmp_path: Path) -> None:
+    person, ledger = named("login"), tenant.services.ledgers.of(tenant.log_id)
+    anchor = FileAnchor(tmp_path / "anchor")
+    await tenant.record(WEB, subject=person)
+    identifier = ledger.hasher.identifier(Subject(**person))
+    order = erasures.Order(uuid.uuid4(), clock.now(), 1_000, [(identifier, 1)], [], [], [])
+    sealed = erasures.seal(ledger, order)
+    for line in (sealed.partition(b" ")[2], b"00" + sealed[2:], sealed[:-2] + b" }", b"nothing"):
+        await anchor.note_erasure(tenant.slug, line)
+    await erasures.catch_up(tenant.services.ledgers, anchor)
+    async with ledger.connection() as connection:
+        assert await erasures.read_journal(connection, ledger, anchor) == ([], 4)
+    assert await reason(tenant, person, "analytics", channel="web") == "consent"
+    await anchor.note_erasure(tenant.slug, sealed)
+    await erasures.catch_up(tenant.services.ledgers, anchor)
+    assert await reason(tenant, person, "analytics", channel="web") == "no_record", "the control: ours is carried out"
+
+
+async def test_proof_of_any_number_of_consents_is_kept(tenant: Tenant) -> None:
+    person, count = named("login"), erasures._AT_ONCE + 20
+    answers = await asyncio.gather(*(tenant.record(CALLS, subject=person, **SCRIPT) for _ in range(count)))
+    assert {answer.status_code for answer in answers} == {201}
+    assert (await erase(tenant, person))["held"] == count
+    async with tenant.services.ledgers.of(tenant.log_id).connection() as connection, connection.transaction():
+        await erasures.become(connection)
+        assert await connection.fetchval("SELECT count(DISTINCT idx) FROM hold") == count

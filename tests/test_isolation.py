@@ -583,7 +583,7 @@ def test_every_operation_and_every_field_is_called() -> None:
 IDS = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|d[vt]_[0-9]+_[\w-]{22}(?:_[\w-]{43})?")
 PASSING = re.compile(
     r'[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]+Z|(?<="nonce":")[\w-]+|(?<="error_id":")\w+|(?<="receipt":")[^"]+'
-    r'|(?<="subject":")[0-9a-f]{32}'
+    r'|(?<="subject":")[0-9a-f]{32}|(?<="salt":")[0-9a-f]{64}'
     r"|[0-9]{1,2} [A-Z][a-z]+ [0-9]{4}, [0-9:]{5} \(UTC\)|\b(client|officer|person):[0-9a-f]{32}\b"
 )
 

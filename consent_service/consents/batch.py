@@ -45,7 +45,6 @@ MAX_CONTACTS = 32
 _NOES = (Slot.BLOCK, Slot.OBJECTION, Slot.RESTRICTION)
 _BRINGING = GRANTS | {"requested", "applies"}
 """What may allow something, now or once it is confirmed."""
-_FIRST = 1
 
 
 class PolicyMoved(ConsentError):
@@ -116,7 +115,7 @@ class Batch:
         """The rows to write, each with its event's place in `events`."""
         self.conflicts: set[tuple[UUID, str, str]] = set()
         """That are open since: by link, purpose and channel."""
-        self.answered: dict[tuple[str, bytes, bytes], tuple[bytes, int]] = {}
+        self.answered: dict[bytes, tuple[bytes, int]] = {}
         """By idempotency key: the body, and the place of its event in `events`."""
         self.events: list[tuple[Any, ...]] = []
         self.openings: list[Opening] = []
@@ -129,8 +128,7 @@ class Batch:
 
     def add(self, act: Act, known: BatchRow) -> int | Earlier | Exception:
         """Write an act, as which event of this batch; or find that it was written before."""
-        key = (act.credential, act.device, act.key)
-        if (before := self.answered.get(key)) is not None:
+        if (before := self.answered.get(act.key)) is not None:
             return before[1] if before[0] == act.body_hash else KeyReused()
         members = self.persons.get(act.identifier) or [_stranger(act)]
         if act.listed and self._is_suppressed(act, members):
@@ -144,7 +142,7 @@ class Batch:
             return Invalid("Some fields cannot be accepted.", (wrong,))
         self._write(act, known, members)
         place = len(self.events) - 1
-        self.answered[key] = act.body_hash, place
+        self.answered[act.key] = act.body_hash, place
         return place
 
     def _is_suppressed(self, act: Act, members: list[Member]) -> bool:
@@ -201,7 +199,7 @@ class Batch:
         self.events.append((
             event, act.identifier, strand.tenure, strand.events, ",".join([r.purpose for r in records]),
             ",".join([r.status for r in records]), act.credential, act.grade,
-            strand.key.seal(event.bytes, payload), act.device, act.key, act.body_hash,
+            strand.key.seal(event.bytes, payload), act.key, act.body_hash,
             strand.key.seal(answer_to(event), answer), shown.id, shown.version, shown.language,
             act.method or "",
         ))  # fmt: skip
@@ -391,7 +389,7 @@ def _carried(act: Act, state: State, members: list[Member]) -> Iterator[State]:
         yield replace(
             state,
             identifier=other.member,
-            tenure=other.member_tenure or _FIRST,
+            tenure=other.member_tenure,
             via=b"".join(sorted(m.link.bytes for m in links if m.link is not None)),
             linked_at=max(m.began_at for m in links if m.began_at is not None),
             origin=act.identifier,

@@ -44,8 +44,8 @@ class Act(msgspec.Struct, frozen=True, gc=False):
     policy: Policy
     policy_version: int
     credential: str
-    device: bytes
     key: bytes
+    """Keyed hash of the idempotency key and of whose it is."""
     body_hash: bytes
     identifier: bytes
     subject: Subject
@@ -352,10 +352,9 @@ def prepare(
         policy=policy,
         policy_version=version,
         credential=credential.id,
-        device=_device(body, credential, hasher),
         # Without a key of its own an act still gets one: it tells after a lost connection whether it was written.
         # The noes of a refused call have a key beside the caller's, which stays free for the corrected call.
-        key=ids.random() if key is None else hasher.idempotency_key(key, b"noes" if errors else b"whole"),
+        key=ids.random() if key is None else _call(body, credential, key, hasher, b"noes" if errors else b"whole"),
         body_hash=_body_hash(body, hasher),
         identifier=hasher.identifier(body.subject),
         subject=body.subject,
@@ -399,8 +398,6 @@ def _latest(noes: list[Prepared]) -> list[Prepared]:
 class Earlier(NamedTuple):
     """Where the answer to the same call, made before, would be."""
 
-    credential: str
-    device: bytes
     key: bytes
     body_hash: bytes
 
@@ -410,13 +407,13 @@ def earlier(sent: Sent, credential: Credential, key: str | None, hasher: Hasher)
     key, _ = _idempotency_key(sent.body.id, key)
     if key is None:
         return None
-    device = _device(sent.body, credential, hasher)
-    return Earlier(credential.id, device, hasher.idempotency_key(key, b"whole"), _body_hash(sent.body, hasher))
+    return Earlier(_call(sent.body, credential, key, hasher, b"whole"), _body_hash(sent.body, hasher))
 
 
-def _device(body: ConsentBody, credential: Credential, hasher: Hasher) -> bytes:
+def _call(body: ConsentBody, credential: Credential, key: str, hasher: Hasher, part: bytes) -> bytes:
     """Devices share a publishable key, so each has its idempotency keys for itself."""
-    return b"" if attests(credential) else hasher.identifier(body.subject)
+    device = b"" if attests(credential) else hasher.identifier(body.subject)
+    return hasher.call(credential.id, device, key, part)
 
 
 def _beyond(shape: tuple[FieldError, ...], found: list[FieldError]) -> Iterator[FieldError]:

@@ -20,7 +20,6 @@ from consent_service.consents.receipts import Earlier, Told, again
 from consent_service.devices import Devices, cookie
 from consent_service.errors import ConsentError, Erased, Frozen, Invalid, KeyMissing, KeyReused, NotFound
 from consent_service.ledger import (
-    OLDER,
     Batcher,
     Growth,
     Head,
@@ -29,7 +28,6 @@ from consent_service.ledger import (
     Log,
     PerLedger,
     group_commit,
-    lock_head,
     read_head,
 )  # fmt: skip
 from consent_service.ledger.note import Checkpoint
@@ -100,7 +98,7 @@ class Writer:
         if body.records:
             if body.id is None:
                 raise KeyMissing("Send a random UUID as `id`: whoever sends the same one gets the same device.")
-            seed = book.ledger.hasher.idempotency_key(body.id, b"device " + credential.id.encode())
+            seed = book.ledger.hasher.call(credential.id, b"", body.id, b"device")
         device = self._devices.mint(credential.log_id, seed)
         answer = None
         if body.records:
@@ -199,7 +197,7 @@ class _Book:
         if call is None:
             return None
         async with self.ledger.connection() as connection:
-            row = await _READ_ANSWER(connection, self.ledger.log_id, call.credential, call.device, call.key)
+            row = await _READ_ANSWER(connection, self.ledger.log_id, call.key)
             if row is None or row.body != call.body_hash:
                 return None
             head = await read_head(connection, self.ledger.log_id)
@@ -264,7 +262,7 @@ class _Book:
         tried = await attempt(connection, acts)
         if tried is None:
             async with connection.transaction():
-                await lock_head(connection, self.ledger.log_id)
+                await self.ledger.hold(connection)
                 tried = await attempt(connection, acts)
         if tried is None:
             raise AssertionError("whoever holds the head is not overtaken")
@@ -284,10 +282,7 @@ class _Book:
     async def _gather(self, connection: db.Connection, acts: Sequence[Act]) -> _Tried | None:
         """A batch that is not written yet; None if the ledger changed while it was read."""
         log_id = self.ledger.log_id
-        found = await _READ_BATCH(
-            connection, log_id, [a.credential for a in acts], [a.device for a in acts], [a.key for a in acts],
-            [a.identifier for a in acts],
-        )  # fmt: skip
+        found = await _READ_BATCH(connection, log_id, [a.key for a in acts], [a.identifier for a in acts])
         if found is None:
             raise NotFound("There is no such tenant.")
         head, known = found[0], [row for (row,) in found[1]]
@@ -305,9 +300,7 @@ class _Book:
             if now.revision != head.revision or now.policy != head.policy:
                 return None
         log = await self.ledger.log(connection, head)
-        signed = self.ledger.signed
-        if signed is not None and signed.origin == log.origin and head.size < signed.size:
-            raise Frozen(OLDER)
+        self.ledger.demand_kept(log.origin, head.size, known[0].frontier)
         batch = Batch(self.ledger, head, known[0].frontier, members, standing)
         done = [batch.add(act, row) for act, row in zip(acts, known, strict=True)]
         return _Tried(head, log, batch, None, done)
@@ -318,7 +311,7 @@ class _Book:
         receipts: list[Told] = []
         if growth is not None:
             receipts = list(batch.receipts(log, growth))
-            self.ledger.signed = Checkpoint(log.origin, growth.frontier.size, growth.root)
+            self.ledger.remember(Checkpoint(log.origin, growth.frontier.size, growth.root))
         return [
             receipts[one] if isinstance(one, int)
             else await again(connection, self.ledger, head, one) if isinstance(one, Earlier) else one

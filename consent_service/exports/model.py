@@ -80,6 +80,8 @@ class Export(msgspec.Struct, frozen=True, kw_only=True):
     entries_done: int
     events_done: int
     created_at: Moment
+    salt: str
+    """Hex. The ledger's entry of the order says SHA-256(salt ‖ filter), which tells nothing to whoever lacks it."""
     file: str
     """Where to fetch it."""
 
@@ -90,6 +92,7 @@ class ExportRow(msgspec.Struct, frozen=True):
     export: UUID
     format: Format
     filter: bytes
+    salt: bytes
     epoch: int
     size: int
     first: int

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import AsyncGenerator, Iterator
 from datetime import UTC, datetime
-from typing import NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -13,15 +14,18 @@ from msgspec.structs import replace
 from consent_service import db, decode, ids
 from consent_service.auth import Credential
 from consent_service.errors import FieldError, Frozen, Invalid, NotFound
-from consent_service.exports.delivery import READ_STRANDS, StrandRow, deliver
+from consent_service.exports.delivery import deliver
 from consent_service.exports.model import Asked, Export, ExportBody, ExportRow
-from consent_service.ledger import Ledger, Ledgers, Tip, append, lock_head, parquet, read_head
+from consent_service.ledger import Ledger, Ledgers, Tip, append, parquet, read_head
 from consent_service.ledger.entry import ExportMade, system
 from consent_service.ledger.export import ENCODER, Filter
+from consent_service.ledger.note import Checkpoint
 from consent_service.ledger.tree import Frontier
-from consent_service.links.write import READ_LINKS, LinkRow
-from consent_service.subjects import id_errors
+from consent_service.links.write import READ_LINKS
+from consent_service.subjects import Subject, id_errors
+from consent_service.tenures import READ_STRANDS, StrandRow
 
+_SALT = 32
 OPERATOR = "command line"
 """Who orders by command; no credential has such an id."""
 
@@ -85,7 +89,7 @@ class Exporter:
             id=row.export, status=row.status, format=row.format, filter=Asked(**msgspec.structs.asdict(row.wanted)),
             origin=log.origin, epoch=row.epoch, size=row.size, first=row.first, end=row.end,
             entries=row.end - row.first, entries_done=row.entries_done, events_done=row.events_done,
-            created_at=row.created_at, file=f"/v1/exports/{row.export}/file",
+            created_at=row.created_at, salt=row.salt.hex(), file=f"/v1/exports/{row.export}/file",
         )  # fmt: skip
         return _ENCODER.encode(told)
 
@@ -131,23 +135,24 @@ async def _demand_true(ledger: Ledger, row: ExportRow) -> None:
 async def order(ledger: Ledger, body: ExportBody, by: str) -> ExportRow:
     """Order an export for a credential."""
     identifier = None if body.subject is None else ledger.hasher.identifier(body.subject)
+    salt = os.urandom(_SALT)
     async with ledger.connection() as connection:
         await _demand_sound(connection, ledger, body)
         wanted = _filter(body, identifier)
         async with connection.transaction():
-            tip = await lock_head(connection, ledger.log_id)
+            tip = await ledger.hold(connection)
             first, end = await _range(connection, ledger, tip, wanted)
-            of = [] if identifier is None else await _strands(connection, ledger, identifier, tip.now)
+            of = await _strands(connection, ledger, body.subject, tip)
             note, stamped = await _checkpoint(connection, ledger, tip)
             made = ExportMade(
                 at=tip.now, export=ids.event_id(), by=ledger.hasher.once("credential", by).hex(),
-                filter=ledger.hasher.once("filter", ENCODER.encode(wanted).decode()).hex(), size=tip.size,
+                filter=hashlib.sha256(salt + ENCODER.encode(wanted)).hexdigest(), size=tip.size,
             )  # fmt: skip
             await append(connection, ledger.log_id, tip, [system(made)], tip.now)
             await _ADD(
-                connection, ledger.log_id, made.export, body.format, ENCODER.encode(wanted), tip.epoch, tip.size, first,
-                end, note, stamped, [one.row.identifier for one in of], [one.row.tenure for one in of],
-                [one.row.events for one in of], [one.is_account for one in of], tip.now,
+                connection, ledger.log_id, made.export, body.format, ENCODER.encode(wanted), salt, tip.epoch, tip.size,
+                first, end, note, stamped, [one.identifier for one in of], [one.tenure for one in of],
+                [one.events for one in of], [one.is_account for one in of], tip.now,
             )  # fmt: skip
             row = await _READ(connection, ledger.log_id, made.export)
     assert row is not None, "it was written a moment ago"  # noqa: S101 -- in the same transaction
@@ -231,44 +236,15 @@ async def _checkpoint(connection: db.Connection, ledger: Ledger, tip: Tip) -> tu
     if published is not None:
         return published.note, published.timestamp
     log = await ledger.log(connection, tip)
-    return log.checkpoint(tip.size, Frontier.read(tip.size, tip.frontier).root), None
+    root = Frontier.read(tip.size, tip.frontier).root
+    ledger.remember(Checkpoint(log.origin, tip.size, root))
+    return log.checkpoint(tip.size, root), None
 
 
-# -- whose strands ---------------------------------------------------------------------------------------------------
-
-
-class Whose(NamedTuple):
-    """A strand of a subject."""
-
-    row: StrandRow
-    is_account: bool
-
-
-async def _strands(connection: db.Connection, ledger: Ledger, identifier: bytes, now: datetime) -> list[Whose]:
-    """The strands of whom an identifier stands for.
-
-    Those of the account that it is linked to now, or of itself, and of all that was ever linked to that. What was
-    annulled never was. Of an identifier that others had before, or have since, only the tenures of the account.
-    """
-    links = [row for row in await READ_LINKS(connection, ledger.log_id, [identifier]) if _counts(row)]
-    account = next((row.anchor for row in links if row.identifier == identifier and row.is_active(now)), identifier)
-    if account != identifier:
-        links = [row for row in await READ_LINKS(connection, ledger.log_id, [account]) if _counts(row)]
-    ours = [row for row in links if row.anchor == account]
-    found = await READ_STRANDS(connection, ledger.log_id, [account, *{row.identifier for row in ours}])
-    return [
-        Whose(row, row.identifier == account)
-        for row in found
-        if row.identifier == account or any(_covers(link, row) for link in ours)
-    ]
-
-
-def _counts(link: LinkRow) -> bool:
-    return link.kind == "identity" and link.annulled_at is None
-
-
-def _covers(link: LinkRow, strand: StrandRow) -> bool:
-    """Whether what a strand holds was said by whoever the link is with (see `tenures`)."""
-    if link.identifier != strand.identifier:
-        return False
-    return strand.tenure == link.tenure if link.shared else link.base < strand.tenure <= link.tenure
+async def _strands(connection: db.Connection, ledger: Ledger, subject: Subject | None, tip: Tip) -> list[StrandRow]:
+    """The strands of the person that an export is about."""
+    if subject is None:
+        return []
+    policy = await ledger.policies.get(connection, ledger.log_id, tip.policy)
+    shared = subject.type in policy.tenant.shared
+    return await READ_STRANDS(connection, ledger.log_id, ledger.hasher.identifier(subject), shared, tip.now)

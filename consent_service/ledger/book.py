@@ -10,10 +10,11 @@ from typing import Generic, TypeVar
 import msgspec
 
 from consent_service import db
-from consent_service.errors import NotFound
-from consent_service.ledger.head import Head
+from consent_service.errors import Frozen, NotFound
+from consent_service.ledger.head import OLDER, Head, Tip, lock_head
 from consent_service.ledger.note import Checkpoint, Signer
 from consent_service.ledger.receipt import Log
+from consent_service.ledger.tree import Frontier
 from consent_service.policies.store import Policies
 from consent_service.subjects import Hasher
 from consent_service.vault import Vault
@@ -69,7 +70,7 @@ class Ledger:
         self.hasher = Hasher(secret, log_id)
         self.log_id = log_id
         self.signed: Checkpoint | None = None
-        """The last that this process signed for somebody."""
+        """The largest that this process signed for somebody."""
 
     def connection(self) -> AbstractAsyncContextManager[db.Connection]:
         """A connection that sees this tenant's rows and no others."""
@@ -82,6 +83,35 @@ class Ledger:
             assert row is not None, "whoever has a ledger is a tenant"  # noqa: S101 -- an invariant of the schema
             self._slug = row.slug
         return self._slug
+
+    def remember(self, signed: Checkpoint) -> None:
+        """Keep in mind what was signed for somebody: the database may forget it, and must not go on then."""
+        if self.signed is None or signed.origin != self.signed.origin or signed.size > self.signed.size:
+            self.signed = signed
+
+    def demand_kept(self, origin: str, size: int, frontier: bytes) -> None:
+        """Refuse to let a tree grow that is not the one which this process has signed.
+
+        Raises:
+            Frozen: it is an older one, or another one of the same size. Whether a larger one begins with what was
+                signed, the publisher finds out.
+        """
+        signed = self.signed
+        if signed is None or signed.origin != origin or size > signed.size:
+            return
+        if size < signed.size or Frontier.read(size, frontier).root != signed.root:
+            raise Frozen(OLDER)
+
+    async def hold(self, connection: db.Connection, *, although_frozen: bool = False) -> Tip:
+        """The head, ours until the transaction ends (`head.lock_head`).
+
+        Raises:
+            Frozen: the ledger takes no writes, or has to take none any more (`demand_kept`).
+        """
+        tip = await lock_head(connection, self.log_id, although_frozen=although_frozen)
+        if not although_frozen:
+            self.demand_kept((await self.log(connection, tip)).origin, tip.size, tip.frontier)
+        return tip
 
     async def log(self, connection: db.Connection, head: Head) -> Log:
         """How the ledger signs."""

@@ -93,7 +93,7 @@ class ExportMade(_System, frozen=True, tag="export"):
     by: str
     """Keyed hash (hex) of the credential."""
     filter: str
-    """Keyed hash (hex) of what was asked for."""
+    """SHA-256 (hex) of a salt, which goes when the person asked about is erased, and of what was asked for."""
     size: int
     """Entries that it covers."""
 

@@ -18,7 +18,7 @@ from consent_service.errors import NotFound
 from consent_service.ledger import tiles, tree
 from consent_service.ledger.book import Ledger
 from consent_service.ledger.entry import KeyChange, KeyChanged, system
-from consent_service.ledger.head import Tip, append, lock_head
+from consent_service.ledger.head import Tip, append
 from consent_service.ledger.note import Checkpoint
 from consent_service.ledger.receipt import Log
 from consent_service.ledger.tree import Frontier
@@ -107,7 +107,7 @@ async def settle(
     if standing.frozen is None:
         return standing
     async with connection.transaction():
-        tip = await lock_head(connection, log_id, although_frozen=True)
+        tip = await ledger.hold(connection, although_frozen=True)
         thawed = await _THAW(connection, log_id, standing.demanded)
         if thawed is not None:
             await log_keys(connection, ledger, tip)

@@ -10,7 +10,7 @@ from consent_service.ledger import standing
 from consent_service.ledger.anchor import Anchor
 from consent_service.ledger.book import Ledger
 from consent_service.ledger.entry import LogKeyChanged, Ruptured, system
-from consent_service.ledger.head import append, lock_head
+from consent_service.ledger.head import append
 from consent_service.ledger.note import Checkpoint
 
 _ROTATE = db.execute("ledger", "rotate_keys")
@@ -34,7 +34,7 @@ async def add_key(connection: db.Connection, ledger: Ledger) -> Rotated:
         Frozen: the ledger takes no writes.
     """
     async with connection.transaction():
-        tip = await lock_head(connection, ledger.log_id)
+        tip = await ledger.hold(connection)
         if tip.last_key > tip.first_key:
             raise Invalid("Two keys sign already. When everybody knows the newer one, end the older one with --finish.")
         await _ROTATE(connection, ledger.log_id, tip.first_key, tip.last_key + 1)
@@ -53,7 +53,7 @@ async def retire_key(connection: db.Connection, ledger: Ledger) -> Rotated:
         Frozen: the ledger takes no writes.
     """
     async with connection.transaction():
-        tip = await lock_head(connection, ledger.log_id)
+        tip = await ledger.hold(connection)
         if tip.last_key == tip.first_key:
             raise Invalid("One key signs only. Let another one sign beside it first, without --finish.")
         before = await ledger.log(connection, tip)
@@ -70,39 +70,41 @@ class Recovered(msgspec.Struct, frozen=True):
     origin: str
     """Its new name."""
     epoch: int
-    size: int
     kept: int
     """Entries that it went on from."""
     lost: int
     """Entries that it had signed, and that are gone or are other ones now; at least."""
 
 
-async def recover(connection: db.Connection, ledger: Ledger, anchor: Anchor | None) -> Recovered:
-    """Go on with what is there, as a new log that says what was lost.
+async def begin_epoch(connection: db.Connection, ledger: Ledger) -> Recovered:
+    """Go on with what is there, as a new log that says what was lost; in a transaction, which then holds the head.
 
     Raises:
         Invalid: the ledger is not frozen.
     """
-    async with connection.transaction():
-        tip = await lock_head(connection, ledger.log_id, although_frozen=True)
-        found = await standing.read(connection, ledger.log_id)
-        if found.demanded is None:
-            raise Invalid("The ledger is not frozen: there is nothing to recover from.")
-        before, lost = await ledger.log(connection, tip), Checkpoint.parse(found.demanded)
-        kept = found.checkpoint(before.origin)
-        epoch = max(tip.epoch, before.epoch_of(lost.origin)) + 1
-        await _BEGIN_EPOCH(connection, ledger.log_id, epoch)
-        rupture = Ruptured(
-            at=tip.now, epoch=epoch, kept=kept.size, kept_root=kept.root.hex(),
-            lost=lost.size, lost_root=lost.root.hex(), lost_origin=lost.origin,
-        )  # fmt: skip
-        await append(connection, ledger.log_id, tip, [system(rupture)], tip.now)
-        tip = await lock_head(connection, ledger.log_id)
-        await standing.log_keys(connection, ledger, tip)
-    ledger.signed = None
-    after = await standing.read(connection, ledger.log_id)
-    log = await ledger.log(connection, after)
-    if anchor is not None:
-        mine, slug = after.checkpoint(log.origin), await ledger.slug(connection)
-        await anchor.swap(slug, await anchor.read(slug), log.checkpoint(mine.size, mine.root))
-    return Recovered(log.origin, epoch, after.size, kept.size, max(0, lost.size - kept.size))
+    tip = await ledger.hold(connection, although_frozen=True)
+    found = await standing.read(connection, ledger.log_id)
+    if found.demanded is None:
+        raise Invalid("The ledger is not frozen: there is nothing to recover from.")
+    before, lost = await ledger.log(connection, tip), Checkpoint.parse(found.demanded)
+    kept = found.checkpoint(before.origin)
+    epoch = max(tip.epoch, before.epoch_of(lost.origin)) + 1
+    await _BEGIN_EPOCH(connection, ledger.log_id, epoch)
+    rupture = Ruptured(
+        at=tip.now, epoch=epoch, kept=kept.size, kept_root=kept.root.hex(),
+        lost=lost.size, lost_root=lost.root.hex(), lost_origin=lost.origin,
+    )  # fmt: skip
+    await append(connection, ledger.log_id, tip, [system(rupture)], tip.now)
+    tip = await ledger.hold(connection)
+    await standing.log_keys(connection, ledger, tip)
+    after = await ledger.log(connection, tip)
+    return Recovered(after.origin, epoch, kept.size, max(0, lost.size - kept.size))
+
+
+async def tell(connection: db.Connection, ledger: Ledger, anchor: Anchor) -> None:
+    """Put where the ledger stands now in the place of what the anchor holds."""
+    found = await standing.read(connection, ledger.log_id)
+    log = await ledger.log(connection, found)
+    mine, slug = found.checkpoint(log.origin), await ledger.slug(connection)
+    ledger.remember(mine)
+    await anchor.swap(slug, await anchor.read(slug), log.checkpoint(mine.size, mine.root))

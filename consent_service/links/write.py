@@ -22,10 +22,10 @@ from consent_service.ledger import (
     Tip,
     append,
     issue,
-    lock_head,
     read_head,
     strands,
 )
+from consent_service.ledger.note import Checkpoint
 from consent_service.links.model import (
     AnnulBody,
     Challenge,
@@ -201,7 +201,7 @@ class _Change:
     @classmethod
     async def begin(cls, ledger: Ledger, connection: db.Connection, credential: Credential) -> _Change:
         """Takes the head."""
-        tip = await lock_head(connection, ledger.log_id)
+        tip = await ledger.hold(connection)
         policy = await ledger.policies.get(connection, ledger.log_id, tip.policy)
         return cls(ledger, connection, credential, tip, policy)
 
@@ -249,8 +249,8 @@ class _Change:
     ) -> tuple[LinkRow, list[OpenConflict]]:
         log_id = self.ledger.log_id
         mine = [r.tenure for r in rows if r.kind == "identity" and r.identifier == identifier and r.annulled_at is None]
-        tenure = await self._strand(claim.identifier, identifier, new=claim.kind == "identity")
-        await self._strand(claim.anchor, anchor, new=False)
+        tenure = await self._strand(claim.identifier, identifier, rows, new=claim.kind == "identity")
+        await self._strand(claim.anchor, anchor, rows, new=False)
         row = LinkRow(
             link=ids.event_id(), kind=claim.kind, identifier=identifier, anchor=anchor,
             tenure=tenure if claim.kind == "identity" else 0, base=max(mine, default=0),
@@ -297,14 +297,19 @@ class _Change:
         expires_at = self.now + timedelta(seconds=CHALLENGE_S)
         return await revocations.use_once(self.connection, self.ledger, what, expires_at)
 
-    async def _strand(self, subject: Subject, identifier: bytes, *, new: bool) -> int:
-        """The strand in which an identifier is from now on; made where it is `new` or there is none."""
+    async def _strand(self, subject: Subject, identifier: bytes, rows: Sequence[LinkRow], *, new: bool) -> int:
+        """The strand in which an identifier is from now on; made where it is `new`, or none is its own."""
+        mine = {row.tenure: row for row in rows if row.kind == "identity" and row.identifier == identifier}
         current = await strands.current(self.connection, self.ledger, identifier)
-        if current is not None and not new:
+        if current is not None and not new and not self._is_over(mine.get(current.tenure)):
             return current.tenure
-        tenure = 1 if current is None else current.tenure + 1
+        tenure = 1 + max([0 if current is None else current.tenure, *mine])
         await strands.begin(self.connection, self.ledger, subject, tenure)
         return tenure
+
+    def _is_over(self, began: LinkRow | None) -> bool:
+        """Whether the link that began a strand has ended: then the strand is somebody else's, and goes with them."""
+        return began is not None and began.annulled_at is None and not began.is_active(self.now)
 
     async def _conflicts(self, account: bytes) -> list[OpenConflict]:
         _, members, standing = await find(self.connection, self.ledger.log_id, [account], [False], self.now)
@@ -370,6 +375,7 @@ class _Change:
             return linked
         index = growth.first + self.receipt_of
         log = await self.ledger.log(self.connection, self.tip)
+        self.ledger.remember(Checkpoint(log.origin, growth.frontier.size, growth.root))
         checkpoint = log.checkpoint(growth.frontier.size, growth.root)
         receipt = issue(index, growth.proof(index), self.openings[self.receipt_of], checkpoint)
         return msgspec.structs.replace(linked, receipt=receipt)

@@ -5,7 +5,7 @@ SELECT k.body, k.identifier, k.answer, k.event AS answer_event, k.tenure AS answ
        k.size AS answer_size, s.key AS answer_key
 FROM idempotency k
 JOIN strand s ON s.log_id = $1 AND s.identifier = k.identifier AND s.tenure = k.tenure
-WHERE k.log_id = $1 AND k.credential = $2 AND k.device = $3 AND k.key = $4;
+WHERE k.log_id = $1 AND k.key = $2;
 
 -- name: read_batch :many
 -- The head, and for each act of the batch, in its order: the current strand of its identifier, and an answer already
@@ -16,14 +16,13 @@ SELECT h.epoch, h.size, h.policy, h.frozen, h.first_key, h.last_key, greatest(h.
        k.body, k.answer, k.event AS answer_event, k.tenure AS answer_tenure, k.idx AS answer_idx,
        k.size AS answer_size, k.strand_key AS answer_key
 FROM ledger_head h
-CROSS JOIN unnest($2::text[], $3::bytea[], $4::bytea[], $5::bytea[]) WITH ORDINALITY
-    AS a (credential, device, key, identifier, n)
+CROSS JOIN unnest($2::bytea[], $3::bytea[]) WITH ORDINALITY AS a (key, identifier, n)
 LEFT JOIN LATERAL (
     SELECT o.body, o.answer, o.event, o.tenure, o.idx, o.size,
            (SELECT s.key FROM strand s WHERE s.log_id = $1 AND s.identifier = o.identifier AND s.tenure = o.tenure)
                AS strand_key
     FROM idempotency o
-    WHERE o.log_id = $1 AND o.credential = a.credential AND o.device = a.device AND o.key = a.key
+    WHERE o.log_id = $1 AND o.key = a.key
     LIMIT 1
 ) k ON true
 LEFT JOIN LATERAL (
@@ -46,20 +45,20 @@ ORDER BY a.n;
 -- Event n of the batch takes the n-th index; a new state takes from its event what they share. States travel as JSON,
 -- which costs client and server together less than arrays.
 WITH head AS (
-    UPDATE ledger_head SET size = $3 + cardinality($6::uuid[]), frontier = $41, recorded_at = $2
+    UPDATE ledger_head SET size = $3 + cardinality($6::uuid[]), frontier = $40, recorded_at = $2
     WHERE log_id = $1 AND size = $3 AND epoch = $4 AND policy = $5 AND frozen IS NULL
     RETURNING log_id
 ), events AS (
     SELECT h.log_id, e.*
     FROM head h
     CROSS JOIN unnest($6::uuid[], $7::bytea[], $8::int[], $9::bigint[], $10::text[], $11::text[], $12::text[],
-                      $13::smallint[], $14::bytea[], $15::bytea[], $16::bytea[], $17::bytea[], $18::bytea[],
-                      $19::text[], $20::int[], $21::text[], $22::text[]) WITH ORDINALITY
-        AS e (event, identifier, tenure, sequence, purposes, statuses, credential, grade, payload, device, key, body,
+                      $13::smallint[], $14::bytea[], $15::bytea[], $16::bytea[], $17::bytea[],
+                      $18::text[], $19::int[], $20::text[], $21::text[]) WITH ORDINALITY
+        AS e (event, identifier, tenure, sequence, purposes, statuses, credential, grade, payload, key, body,
               answer, notice, notice_version, language, method, n)
 ), entries AS (
     INSERT INTO ledger_entry (log_id, idx, entry)
-    SELECT h.log_id, $3 + n - 1, entry FROM head h CROSS JOIN unnest($42::bytea[]) WITH ORDINALITY AS e (entry, n)
+    SELECT h.log_id, $3 + n - 1, entry FROM head h CROSS JOIN unnest($41::bytea[]) WITH ORDINALITY AS e (entry, n)
 ), history AS (
     INSERT INTO event (log_id, recorded_at, kind, idx, event, identifier, tenure, sequence, purposes, statuses,
                        credential, grade, payload)
@@ -67,27 +66,26 @@ WITH head AS (
            string_to_array(statuses, ','), credential, grade, payload
     FROM events
 ), answers AS (
-    INSERT INTO idempotency (log_id, recorded_at, credential, device, key, body, event, identifier, tenure, idx, size,
-                             answer)
-    SELECT log_id, $2, credential, device, key, body, event, identifier, tenure, $3 + n - 1,
+    INSERT INTO idempotency (log_id, recorded_at, key, body, event, identifier, tenure, idx, size, answer)
+    SELECT log_id, $2, key, body, event, identifier, tenure, $3 + n - 1,
            $3 + cardinality($6::uuid[]), answer
     FROM events
 ), strands AS (
     INSERT INTO strand (log_id, identifier, tenure, namespace, key, value, events)
     SELECT h.log_id, i.*
     FROM head h
-    CROSS JOIN unnest($23::bytea[], $24::int[], $25::text[], $26::bytea[], $27::bytea[], $28::bigint[]) AS i
+    CROSS JOIN unnest($22::bytea[], $23::int[], $24::text[], $25::bytea[], $26::bytea[], $27::bigint[]) AS i
 ), strands_again AS (
     UPDATE strand s SET events = i.events
-    FROM head h CROSS JOIN unnest($29::bytea[], $30::int[], $31::bigint[]) AS i (identifier, tenure, events)
+    FROM head h CROSS JOIN unnest($28::bytea[], $29::int[], $30::bigint[]) AS i (identifier, tenure, events)
     WHERE s.log_id = $1 AND s.identifier = i.identifier AND s.tenure = i.tenure
 ), contacts AS (
     INSERT INTO contact (log_id, identifier, tenure, contact, value)
-    SELECT h.log_id, c.* FROM head h CROSS JOIN unnest($32::bytea[], $33::int[], $34::bytea[], $35::bytea[]) AS c
+    SELECT h.log_id, c.* FROM head h CROSS JOIN unnest($31::bytea[], $32::int[], $33::bytea[], $34::bytea[]) AS c
     ON CONFLICT (log_id, identifier, tenure, contact) DO NOTHING
 ), conflicts AS (
     INSERT INTO conflict (log_id, link, purpose, channel, opened_at)
-    SELECT h.log_id, c.*, $2 FROM head h CROSS JOIN unnest($38::uuid[], $39::text[], $40::text[]) AS c
+    SELECT h.log_id, c.*, $2 FROM head h CROSS JOIN unnest($37::uuid[], $38::text[], $39::text[]) AS c
     ON CONFLICT (log_id, link, purpose, channel) DO NOTHING
 ), states AS (
     INSERT INTO consent_state (log_id, recorded_at, identifier, purpose, channel, contact, recipient, slot, grade, tenure,
@@ -95,7 +93,7 @@ WITH head AS (
     SELECT e.log_id, $2, e.identifier, s.purpose, coalesce(s.channel, ''), decode(coalesce(s.contact, ''), 'base64'),
            coalesce(s.recipient, ''), s.slot, e.grade, e.tenure, '', s.status, coalesce(s.occurred_at, $2),
            s.expires_at, e.notice, e.notice_version, e.language, e.method, e.event
-    FROM json_to_recordset($36::json)
+    FROM json_to_recordset($35::json)
         AS s (n bigint, purpose text, channel text, contact text, recipient text, slot smallint, status text,
               occurred_at timestamptz, expires_at timestamptz)
     JOIN events e USING (n)
@@ -108,7 +106,7 @@ WITH head AS (
            tenure, decode(via, 'base64'), status, occurred_at, recorded_at, expires_at, notice, notice_version, language,
            method, event, linked_at, decode(origin, 'base64'), decode(account, 'base64')
     FROM head h
-    CROSS JOIN json_to_recordset($37::json)
+    CROSS JOIN json_to_recordset($36::json)
         AS s (identifier text, purpose text, channel text, contact text, recipient text, slot smallint, grade smallint,
               tenure int, via text, status text, occurred_at timestamptz, recorded_at timestamptz,
               expires_at timestamptz, notice text, notice_version int, language text, method text, event uuid,

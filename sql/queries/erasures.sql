@@ -1,51 +1,23 @@
 -- Erasure: finding all that is a person's, and destroying it.
 
--- name: read_strands :many
--- Every strand of the person that an identifier stands for: of the account, and of whatever is or was linked to it and
--- truly so. A strand that is somebody else's tenure stays; and what a thing ($3) was before it changed hands.
-WITH account AS MATERIALIZED (
-    SELECT coalesce((
-        SELECT anchor FROM link
-        WHERE log_id = $1 AND identifier = $2 AND kind = 'identity' AND ended_at IS NULL AND annulled_at IS NULL
-          AND (until IS NULL OR until > clock_timestamp())
-        LIMIT 1
-    ), $2) AS identifier
-), mine AS MATERIALIZED (
-    SELECT a.identifier, CASE WHEN $3::boolean THEN (
-               SELECT coalesce(max(tenure), 0) FROM link
-               WHERE log_id = $1 AND identifier = a.identifier AND kind = 'identity' AND annulled_at IS NULL
-           ) ELSE 0 END AS above, NULL::integer AS upto, a.identifier AS anchor
-    FROM account a
-    UNION ALL
-    SELECT l.identifier, CASE WHEN l.shared THEN l.tenure - 1 ELSE l.base END,
-           CASE WHEN l.shared OR l.ended_at IS NOT NULL OR l.until <= clock_timestamp() THEN l.tenure END, l.anchor
-    FROM account a
-    JOIN link l ON l.log_id = $1 AND l.anchor = a.identifier AND l.kind = 'identity' AND l.annulled_at IS NULL
-)
-SELECT DISTINCT s.identifier, s.tenure, s.namespace, s.key, s.value
-FROM mine m
-JOIN strand s ON s.log_id = $1 AND s.identifier = m.identifier
-    AND s.tenure > m.above AND (m.upto IS NULL OR s.tenure <= m.upto)
-WHERE NOT EXISTS (
-    SELECT FROM link o
-    WHERE o.log_id = $1 AND o.identifier = s.identifier AND o.kind = 'identity' AND o.tenure = s.tenure
-      AND o.annulled_at IS NULL AND o.anchor <> m.anchor
-)
-ORDER BY s.identifier, s.tenure;
-
 -- name: read_ordered :many
--- Strands by name.
-SELECT s.identifier, s.tenure, s.namespace, s.key, s.value
+-- Strands by name, of those that had begun when the ledger had $4 entries: what a person began later is not meant.
+SELECT s.identifier, s.tenure, s.key
 FROM unnest($2::bytea[], $3::integer[]) AS o (identifier, tenure)
-JOIN strand s ON s.log_id = $1 AND s.identifier = o.identifier AND s.tenure = o.tenure;
+JOIN strand s ON s.log_id = $1 AND s.identifier = o.identifier AND s.tenure = o.tenure
+WHERE (
+    SELECT e.idx FROM event e
+    WHERE e.log_id = $1 AND e.identifier = s.identifier AND e.tenure = s.tenure AND e.sequence = 1
+) < $4;
 
 -- name: read_links :many
--- Every link of the account, false ones included, and those of what is linked to it.
+-- Every link of the account, false ones included, and those of what is linked to it at the moment $3. A false link to
+-- somebody else goes with the strand ($4, $5) that it began.
 WITH account AS MATERIALIZED (
     SELECT coalesce((
         SELECT anchor FROM link
         WHERE log_id = $1 AND identifier = $2 AND kind = 'identity' AND ended_at IS NULL AND annulled_at IS NULL
-          AND (until IS NULL OR until > clock_timestamp())
+          AND (until IS NULL OR until > $3)
         LIMIT 1
     ), $2) AS identifier
 ), own AS MATERIALIZED (
@@ -55,7 +27,13 @@ SELECT link, identifier, anchor FROM own
 UNION
 SELECT l.link, l.identifier, l.anchor
 FROM (SELECT identifier FROM account UNION SELECT identifier FROM own) m
-JOIN link l ON l.log_id = $1 AND l.identifier = m.identifier AND l.kind <> 'identity';
+JOIN link l ON l.log_id = $1 AND l.identifier = m.identifier AND l.kind <> 'identity'
+UNION
+SELECT l.link, l.identifier, l.anchor
+FROM unnest($4::bytea[], $5::integer[]) AS s (identifier, tenure)
+JOIN link l ON l.log_id = $1 AND l.identifier = s.identifier AND l.kind = 'identity' AND l.tenure = s.tenure
+    AND l.annulled_at IS NOT NULL
+ORDER BY link;
 
 -- name: read_contacts :many
 SELECT c.identifier, c.tenure, c.contact, c.value
@@ -69,8 +47,9 @@ SELECT e.idx, e.event, e.identifier, e.tenure, e.sequence, e.purposes, e.statuse
 FROM unnest($2::bytea[], $3::integer[]) AS o (identifier, tenure)
 JOIN event e ON e.log_id = $1 AND e.identifier = o.identifier AND e.tenure = o.tenure;
 
--- name: is_done :one
-SELECT true AS done FROM erasure WHERE log_id = $1 AND erasure = $2;
+-- name: read_done :many
+-- Which of these erasures the database knows.
+SELECT erasure FROM erasure WHERE log_id = $1 AND erasure = ANY($2::uuid[]);
 
 -- name: become :exec
 -- Until the transaction ends: allowed to erase, and not to write anything else.
@@ -88,47 +67,66 @@ WITH made AS (
 INSERT INTO erased (log_id, idx, erasure) SELECT $1, unnest($6::bigint[]), $2;
 
 -- name: hold :exec
-INSERT INTO hold (log_id, idx, erasure, identifier, event, until, key, opening)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8);
+INSERT INTO hold (log_id, erasure, idx, identifier, event, until, key, opening)
+SELECT $1, $2, h.* FROM unnest($3::bigint[], $4::bytea[], $5::uuid[], $6::timestamptz[], $7::bytea[], $8::bytea[]) AS h;
 
 -- name: destroy :exec
--- Everything of the strands and links, and what was ordered of the person. An idempotency key stays, so that a late retry is told that what it repeats is
--- erased; a no that was carried elsewhere stays, and forgets whose it was.
+-- Everything of the strands, the links and what was ordered of the person. Of a call that is repeated later, its keyed hash
+-- stays: it is told that what it repeats is erased. A no ($6) that counts for somebody else as well stays and forgets
+-- whose it was: one that was carried elsewhere, and one on an identifier that has other strands. (What was said on a
+-- thing counts in its own tenure only.)
 WITH strands AS MATERIALIZED (
     SELECT * FROM unnest($2::bytea[], $3::integer[]) AS s (identifier, tenure)
+), gone AS MATERIALIZED (
+    SELECT identifier, array_agg(tenure) AS tenures,
+           EXISTS (SELECT FROM strand k WHERE k.log_id = $1 AND k.identifier = s.identifier
+                   AND k.tenure <> ALL(array_agg(s.tenure))) AS stays,
+           EXISTS (SELECT FROM link l WHERE l.log_id = $1 AND l.identifier = s.identifier AND l.kind = 'identity'
+                   AND l.shared) AS shared
+    FROM strands s GROUP BY identifier
+), standing AS MATERIALIZED (
+    SELECT c.ctid AS row, coalesce(
+               NOT g.stays OR (c.tenure = ANY(g.tenures) AND (g.shared OR c.status <> ALL($6::text[]))), false
+           ) AS goes
+    FROM consent_state c LEFT JOIN gone g USING (identifier)
+    WHERE c.log_id = $1 AND c.slot <> 8 AND (
+        g.identifier IS NOT NULL AND (NOT g.stays OR c.tenure = ANY(g.tenures))
+        OR c.identifier = ANY($5::bytea[])
+           AND (c.origin IN (SELECT identifier FROM strands) OR c.account IN (SELECT identifier FROM strands))
+    ) AND c.identifier IN (SELECT identifier FROM strands UNION SELECT unnest($5::bytea[]))
+), states AS (
+    DELETE FROM consent_state c USING standing s WHERE c.log_id = $1 AND c.ctid = s.row AND s.goes
+), left_over AS (
+    UPDATE consent_state c SET origin = '', account = '', event = gen_random_uuid()
+    FROM standing s WHERE c.log_id = $1 AND c.ctid = s.row AND NOT s.goes
 ), events AS (
     DELETE FROM event e USING strands s WHERE e.log_id = $1 AND e.identifier = s.identifier AND e.tenure = s.tenure
-    RETURNING e.event
 ), answers AS (
-    UPDATE idempotency i SET answer = '', identifier = '', tenure = 0
+    UPDATE idempotency i
+    SET answer = '', body = '', event = gen_random_uuid(), identifier = '', tenure = 0, idx = 0, size = 0
     FROM strands s WHERE i.log_id = $1 AND i.identifier = s.identifier AND i.tenure = s.tenure
 ), contacts AS (
     DELETE FROM contact c USING strands s WHERE c.log_id = $1 AND c.identifier = s.identifier AND c.tenure = s.tenure
 ), keys AS (
     DELETE FROM strand k USING strands s WHERE k.log_id = $1 AND k.identifier = s.identifier AND k.tenure = s.tenure
-), states AS (
-    DELETE FROM consent_state c USING strands s
-    WHERE c.log_id = $1 AND c.identifier = s.identifier AND c.tenure = s.tenure AND c.slot <> 8
-), carried AS (
-    UPDATE consent_state c SET origin = '', account = ''
-    WHERE c.log_id = $1 AND c.identifier = ANY($5::bytea[])
-      AND (c.origin IN (SELECT identifier FROM strands) OR c.account IN (SELECT identifier FROM strands))
-      AND (c.identifier, c.tenure) NOT IN (SELECT identifier, tenure FROM strands)
 ), conflicts AS (
     DELETE FROM conflict WHERE log_id = $1 AND link = ANY($4::uuid[])
 ), exports AS (
-    DELETE FROM export x WHERE x.log_id = $1 AND EXISTS (
-        SELECT FROM unnest(x.identifiers, x.tenures) AS o (identifier, tenure)
-        JOIN strands s ON s.identifier = o.identifier AND s.tenure = o.tenure
+    DELETE FROM export x WHERE x.log_id = $1 AND (
+        EXISTS (
+            SELECT FROM unnest(x.identifiers, x.tenures) AS o (identifier, tenure)
+            JOIN strands s ON s.identifier = o.identifier AND s.tenure = o.tenure
+        )
+        OR convert_from(x.filter, 'UTF8')::json ->> 'subject' IN (SELECT encode(identifier, 'hex') FROM strands)
     )
 )
 DELETE FROM link WHERE log_id = $1 AND link = ANY($4::uuid[]);
 
 -- name: suppress :exec
--- Tombstones; a longer one stays.
+-- Tombstones; a longer one stays. None names the erasure: that would lead from an address to the entries of a person.
 INSERT INTO consent_state (log_id, identifier, purpose, channel, contact, recipient, slot, grade, tenure, via, status,
                            occurred_at, recorded_at, expires_at, notice, notice_version, language, method, event)
-SELECT $1, s.identifier, '*', '', '', '', 8, 0, 0, '', 'suppressed', $4, $4, s.until, '', 0, '', '', $5
+SELECT $1, s.identifier, '*', '', '', '', 8, 0, 0, '', 'suppressed', $4, $4, s.until, '', 0, '', '', gen_random_uuid()
 FROM unnest($2::bytea[], $3::timestamptz[]) AS s (identifier, until)
 ON CONFLICT (log_id, identifier, purpose, channel, contact, recipient, slot, grade, tenure, via) DO UPDATE
 SET recorded_at = excluded.recorded_at, occurred_at = excluded.occurred_at, event = excluded.event,

@@ -1,12 +1,12 @@
 -- Exports. Pages go by the place in the ledger, each a short statement of its own, so that no snapshot grows old.
 
 -- name: add_export :exec
-INSERT INTO export (log_id, export, format, filter, epoch, size, first, "end", note, timestamp, identifiers, tenures,
-                    events, accounts, status, entries_done, events_done, created_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, 'ready', 0, 0, $15);
+INSERT INTO export (log_id, export, format, filter, salt, epoch, size, first, "end", note, timestamp, identifiers,
+                    tenures, events, accounts, status, entries_done, events_done, created_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, 'ready', 0, 0, $16);
 
 -- name: read_export :one
-SELECT export, format, filter, epoch, size, first, "end", note, timestamp, identifiers, tenures, events, accounts,
+SELECT export, format, filter, salt, epoch, size, first, "end", note, timestamp, identifiers, tenures, events, accounts,
        status, entries_done, events_done, created_at
 FROM export
 WHERE log_id = $1 AND export = $2;

@@ -19,7 +19,10 @@ WITH head AS MATERIALIZED (
         LIMIT 1
     ) l ON true
 ), person AS MATERIALIZED (
-    SELECT a.account, a.account AS identifier, 'self' AS kind, NULL::uuid AS link, 0 AS tenure,
+    SELECT a.account, a.account AS identifier, 'self' AS kind, NULL::uuid AS link,
+           CASE WHEN a.shared THEN 0
+                ELSE coalesce((SELECT max(tenure) FROM strand WHERE log_id = $1 AND identifier = a.account), 0)
+           END AS tenure,
            CASE WHEN a.shared THEN (
                SELECT coalesce(max(tenure), 0) FROM link
                WHERE log_id = $1 AND identifier = a.account AND kind = 'identity' AND annulled_at IS NULL
@@ -60,3 +63,37 @@ SELECT DISTINCT ON (identifier) identifier, tenure, namespace, value, key
 FROM strand
 WHERE log_id = $1 AND identifier = ANY($2::bytea[])
 ORDER BY identifier, tenure DESC;
+
+-- name: read_strands :many
+-- Every strand of the person that an identifier stands for: of the account, and of whatever is or was linked to it and
+-- truly so, at the moment $4. A strand that is somebody else's tenure stays; and what a thing ($3) was before it changed
+-- hands.
+WITH account AS MATERIALIZED (
+    SELECT coalesce((
+        SELECT anchor FROM link
+        WHERE log_id = $1 AND identifier = $2 AND kind = 'identity' AND ended_at IS NULL AND annulled_at IS NULL
+          AND (until IS NULL OR until > $4)
+        LIMIT 1
+    ), $2) AS identifier
+), mine AS MATERIALIZED (
+    SELECT a.identifier, CASE WHEN $3::boolean THEN (
+               SELECT coalesce(max(tenure), 0) FROM link
+               WHERE log_id = $1 AND identifier = a.identifier AND kind = 'identity' AND annulled_at IS NULL
+           ) ELSE 0 END AS above, NULL::integer AS upto, a.identifier AS anchor
+    FROM account a
+    UNION ALL
+    SELECT l.identifier, CASE WHEN l.shared THEN l.tenure - 1 ELSE l.base END,
+           CASE WHEN l.shared OR l.ended_at IS NOT NULL OR l.until <= $4 THEN l.tenure END, l.anchor
+    FROM account a
+    JOIN link l ON l.log_id = $1 AND l.anchor = a.identifier AND l.kind = 'identity' AND l.annulled_at IS NULL
+)
+SELECT DISTINCT s.identifier, s.tenure, s.namespace, s.key, s.value, s.events, s.identifier = a.identifier AS is_account
+FROM account a CROSS JOIN mine m
+JOIN strand s ON s.log_id = $1 AND s.identifier = m.identifier
+    AND s.tenure > m.above AND (m.upto IS NULL OR s.tenure <= m.upto)
+WHERE NOT EXISTS (
+    SELECT FROM link o
+    WHERE o.log_id = $1 AND o.identifier = s.identifier AND o.kind = 'identity' AND o.tenure = s.tenure
+      AND o.annulled_at IS NULL AND o.anchor <> m.anchor
+)
+ORDER BY s.identifier, s.tenure;
