@@ -662,7 +662,8 @@ async def _purge(chosen: Settings, url: str, admin: str) -> purge.Purged:
         async with db.connection(pool) as connection:
             await tenants.demand_secrets(connection, root, vault)
         async with db.connection(other) as owner:
-            return await purge.purge(Ledgers(pool, root, vault=vault), vault, key_file, owner)
+            anchor = open_anchor(settings.anchor(chosen))
+            return await purge.purge(Ledgers(pool, root, vault=vault), vault, key_file, owner, anchor)
 
 
 @consent.command("openapi")

@@ -12,7 +12,7 @@ import hmac
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
 
@@ -166,6 +166,8 @@ _ENCODER = msgspec.json.Encoder()
 _ORDER = msgspec.json.Decoder(Order)
 _LOG = log.get("erasures")
 _TRIES = 5
+_UNDER_WAY = timedelta(days=1)
+"""For longer no erasure is under way."""
 _AT_ONCE = 500
 """Events whose proof is sealed anew between two statements: what happens in between has a second."""
 
@@ -269,6 +271,25 @@ async def catch_up(ledgers: Ledgers, anchor: Anchor) -> None:
                 count = await repeat(connection, ledger, found.orders)
                 if count:
                     _LOG.warning("erased_once_more", tenant=tenant.slug, people=count)
+
+
+async def prune_journal(ledger: Ledger, anchor: Anchor) -> int:
+    """Take out what no copy of the database has to be told any more; how many lines these were.
+
+    For after a purge, which destroyed the key-encryption key of every older copy: what was carried out before, and what
+    was ordered long ago and never carried out, because something failed and it was ordered anew.
+
+    Raises:
+        Unavailable: the anchor cannot be reached.
+    """
+    async with ledger.connection() as connection:
+        slug, now = await ledger.slug(connection), (await read_head(connection, ledger.log_id)).now
+        ours = {line: order for line in await anchor.erasures(slug) if (order := _unsealed(ledger, line)) is not None}
+        waiting = {order.erasure for order in await _missing(connection, ledger, list(ours.values()))}
+    old = {line for line, order in ours.items() if order.erasure not in waiting or order.at < now - _UNDER_WAY}
+    if old:
+        await anchor.forget_erasures(slug, old)
+    return len(old)
 
 
 async def _missing(connection: db.Connection, ledger: Ledger, orders: Sequence[Order]) -> list[Order]:

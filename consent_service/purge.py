@@ -17,6 +17,7 @@ import msgspec
 from consent_service import db, erasures, ids
 from consent_service.errors import SetupError
 from consent_service.ledger import Ledger, Ledgers, append
+from consent_service.ledger.anchor import Anchor
 from consent_service.ledger.book import READ_SLUGS
 from consent_service.ledger.entry import KeysRewrapped, system
 from consent_service.vault import LOOK_S, Place, Vault, alone, new_key, read_keys, write_keys
@@ -61,6 +62,8 @@ class Purged(msgspec.Struct, frozen=True):
     tombstones: int
     rewrapped: int | None
     """Keys; None: the key-encryption key follows from the root secret, and is not rotated."""
+    orders: int
+    """Lines that left the anchor's journal: no copy of the database can be read any more that would need them."""
     turned: bool
     """Whether the database rewrote the table of keys and turned its log over."""
 
@@ -75,17 +78,24 @@ _REWRAP_HELD = db.execute("purge", "rewrap_held")
 _TRUST_KEK = db.execute("purge", "trust_kek")
 
 
-async def purge(ledgers: Ledgers, vault: Vault, key_file: Path | None, owner: db.Connection) -> Purged:
+async def purge(
+    ledgers: Ledgers, vault: Vault, key_file: Path | None, owner: db.Connection, anchor: Anchor | None
+) -> Purged:
     """Do all of it. `owner`: a connection as whoever owns the tables, better as an administrator of the database.
 
     Whatever stops it half-way leaves everything readable; run it again.
     """
-    due = [await _release(ledger) for ledger in await _all(ledgers)]
+    everybody = await _all(ledgers)
+    due = [await _release(ledger) for ledger in everybody]
     rewrapped = None if key_file is None else await _rotate(ledgers, vault, key_file, owner)
+    orders = 0
+    if rewrapped is not None and anchor is not None:
+        orders = sum([await erasures.prune_journal(ledger, anchor) for ledger in everybody])
     return Purged(
         released=sum(entries for entries, _ in due),
         tombstones=sum(stones for _, stones in due),
         rewrapped=rewrapped,
+        orders=orders,
         turned=rewrapped is not None and await _turn(owner),
     )
 

@@ -12,6 +12,7 @@ from uuid import UUID
 import msgspec
 
 from consent_service import db, records
+from consent_service.errors import Erased
 from consent_service.ledger import Head, Ledger, issue, prove
 from consent_service.ledger.entry import tag
 from consent_service.ledger.receipt import Opening
@@ -59,12 +60,13 @@ class Told(NamedTuple):
         return b"".join((start, b'"receipt":', _ENCODER.encode(self.receipt), b',"record":', record, b"}"))
 
 
-async def again(connection: db.Connection, ledger: Ledger, head: Head, earlier: Earlier) -> Told:
-    """The answer that an act got before, with the receipt and the record that it got."""
+async def again(connection: db.Connection, ledger: Ledger, head: Head, earlier: Earlier) -> Told | Erased:
+    """The answer that an act got before, with the receipt and the record that it got; or that it was erased since."""
     row = earlier.row
     key = ledger.vault.open(Place(ledger.log_id, earlier.identifier, row.answer_tenure), row.answer_key)
     found = await _READ_OPENING(connection, ledger.log_id, row.answer_idx)
-    assert found is not None, "an answer is written with its event"  # noqa: S101 -- one statement writes both
+    if found is None:
+        return Erased()
     payload = msgspec.Raw(key.open(found.event.bytes, found.payload))
     opening = Opening(payload, key.salt(found.event), tag(key.tags, found.sequence))
     root, hashes = await prove(connection, ledger.log_id, row.answer_idx, row.answer_size)

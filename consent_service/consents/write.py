@@ -203,7 +203,10 @@ class _Book:
             head = await read_head(connection, self.ledger.log_id)
             if head.frozen is not None:
                 raise Frozen(head.frozen)
-            return await again(connection, self.ledger, head, Earlier(row.identifier, row))
+            told = await again(connection, self.ledger, head, Earlier(row.identifier, row))
+        if isinstance(told, Erased):
+            raise told
+        return told
 
     async def _noes(self, act: Act | None, *, minimal: bool) -> dict[str, Any] | None:
         """Write the noes of an act, whatever became of the rest; what to tell of them beside the refusal."""

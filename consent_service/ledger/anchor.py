@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -67,6 +67,9 @@ class Anchor(Protocol):
     async def erasures(self, key: str) -> list[bytes]:
         """The lines of the journal, the oldest first."""
 
+    async def forget_erasures(self, key: str, lines: Collection[bytes]) -> None:
+        """Take lines out of the journal. After Unavailable some may be there still."""
+
 
 def open_anchor(where: str | None) -> Anchor | None:
     """The anchor in a folder, which is made if need be, or in an object store, `s3://bucket/prefix`; None: nowhere.
@@ -115,6 +118,10 @@ class FileAnchor:
         """See `Anchor`."""
         return await self._tried(lambda: self._lines(self._file(key, "erasures")))
 
+    async def forget_erasures(self, key: str, lines: Collection[bytes]) -> None:
+        """See `Anchor`."""
+        await self._tried(lambda: self._forget(key, lines))
+
     async def _tried(self, work: Callable[[], T]) -> T:
         try:
             return await asyncio.to_thread(work)
@@ -135,11 +142,14 @@ class FileAnchor:
             found = self._read(file)
             if (found and found.version) != (old and old.version):
                 return False
-            draft = file.with_name(f".{file.name}")  # one name, because who writes it holds the lock
-            _write(draft, raw, os.O_TRUNC)
-            draft.replace(file)
-            sync(self._folder)
+            self._replace(file, raw)
         return True
+
+    def _replace(self, file: Path, raw: bytes) -> None:
+        draft = file.with_name(f".{file.name}")  # one name, because who writes it holds the lock
+        _write(draft, raw, os.O_TRUNC)
+        draft.replace(file)
+        sync(self._folder)
 
     def _append(self, key: str, raw: bytes) -> None:
         file = self._file(key, "erasures")
@@ -147,6 +157,14 @@ class FileAnchor:
             _untear(file)
             _write(file, raw, os.O_APPEND)
             sync(self._folder)
+
+    def _forget(self, key: str, lines: Collection[bytes]) -> None:
+        file = self._file(key, "erasures")
+        with self._locked(key):
+            found = self._lines(file)
+            left = [line for line in found if line not in lines]
+            if len(left) < len(found):
+                self._replace(file, b"".join(line + b"\n" for line in left))
 
     def _lines(self, file: Path) -> list[bytes]:
         return (self._bytes(file) or b"").split(b"\n")[:-1]  # what follows the last line break was never acknowledged
@@ -226,6 +244,11 @@ class ObjectAnchor:
         demand_key(key)
         return await self._tried(lambda: self._lines(f"erasures/{key}"))
 
+    async def forget_erasures(self, key: str, lines: Collection[bytes]) -> None:
+        """See `Anchor`."""
+        demand_key(key)
+        await self._tried(lambda: self._forget(f"erasures/{key}", lines))
+
     async def _tried(self, work: Callable[[], T]) -> T:
         """Do it in a thread: the library's own coroutines can abort a process that ends soon after."""
         try:
@@ -252,9 +275,19 @@ class ObjectAnchor:
         return True
 
     def _lines(self, folder: str) -> list[bytes]:
+        return list(self._journal(folder).values())
+
+    def _journal(self, folder: str) -> dict[str, bytes]:
+        """The lines by the names of their objects."""
         names = sorted(one["path"] for one in self._store.list(folder).collect())
         with ThreadPoolExecutor(_AT_ONCE) as several:
-            return list(several.map(lambda name: bytes(self._store.get(name).bytes()), names))
+            lines = several.map(lambda name: bytes(self._store.get(name).bytes()), names)
+            return dict(zip(names, lines, strict=True))
+
+    def _forget(self, folder: str, lines: Collection[bytes]) -> None:
+        gone = [name for name, line in self._journal(folder).items() if line in lines]
+        if gone:
+            self._store.delete(gone)
 
 
 def _first_line(error: Exception) -> str:

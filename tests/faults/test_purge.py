@@ -77,7 +77,10 @@ def test_after_a_purge_no_file_holds_anything_of_an_erased_person(place: Path) -
         assert erase(client, who)["events"] == 1
         flushed(demo)
         assert holding(place, key) != set(), "control: erased in the database, and still in its files"
+        journal = place / "data" / "anchor" / "demo.erasures"
+        assert len(journal.read_text().splitlines()) == 1, "whoever restores an older copy has to know"
         done = purge(place)
+        assert (done["orders"], journal.read_text()) == (1, ""), "no older copy can be read any more"
         assert done["rewrapped"] >= 1
         assert done["turned"]
         assert holding(place, key) == set()

@@ -32,6 +32,9 @@ _COUNT = itertools.count()
 DYING = Path(__file__).with_name("dying.py")
 
 
+MISSING = 404, dict[str, str](), b"<Error><Code>NoSuchKey</Code></Error>"
+
+
 class Store:
     """An object store in small: conditional writes, reads and lists as Amazon S3 documents them, and one bucket."""
 
@@ -70,18 +73,28 @@ class Store:
         asked = dict(parse_qsl(query.decode()))
         if asked.get("list-type") == "2":
             return 200, {}, self.listed(asked["prefix"], asked.get("continuation-token", ""))
+        if method == "POST" and query == b"delete":
+            return 200, {}, self.deleted(re.findall("<Key>(.*?)</Key>", body.decode()))
         found = self.objects.get(name)
         if method == "PUT":
             wanted, unwanted = headers.get("if-match"), headers.get("if-none-match")
             if wanted is not None and found is None:
-                return 404, {}, b"<Error><Code>NoSuchKey</Code></Error>"
+                return MISSING
             if (wanted or tag(found)) != tag(found) or (unwanted == "*" and found is not None):
                 return 412, {}, b"<Error><Code>PreconditionFailed</Code></Error>"
             self.objects[name] = found = body
             return 200, {"etag": tag(found) or ""}, b""
-        if found is None:
-            return 404, {}, b"<Error><Code>NoSuchKey</Code></Error>"
-        return 200, {"etag": tag(found) or "", "last-modified": "Wed, 25 Nov 2026 00:00:00 GMT"}, found
+        return (
+            MISSING
+            if found is None
+            else (200, {"etag": tag(found) or "", "last-modified": "Wed, 25 Nov 2026 00:00:00 GMT"}, found)
+        )
+
+    def deleted(self, names: list[str]) -> bytes:
+        for name in names:
+            del self.objects[name]
+        told = "".join(f"<Deleted><Key>{name}</Key></Deleted>" for name in names)
+        return f"<DeleteResult>{told}</DeleteResult>".encode()
 
     def listed(self, prefix: str, after: str) -> bytes:
         """Two at a time, and not in their order."""
@@ -169,6 +182,19 @@ async def test_the_journal_keeps_lines_in_their_order(place: Anchor) -> None:
     assert await place.erasures("demo") == lines
 
 
+async def test_the_journal_forgets_the_lines_that_it_is_told_to(place: Anchor) -> None:
+    await place.forget_erasures("demo", [b"nothing"])
+    lines = [b"%d" % number for number in range(5)]
+    for line in lines:
+        await place.note_erasure("demo", line)
+        await place.note_erasure("other", line)
+    await place.forget_erasures("demo", {lines[0], lines[3], b"nothing"})
+    assert await place.erasures("demo") == [lines[1], lines[2], lines[4]]
+    await place.note_erasure("demo", b"new")
+    assert await place.erasures("demo") == [lines[1], lines[2], lines[4], b"new"]
+    assert await place.erasures("other") == lines
+
+
 @pytest.mark.parametrize("line", [b"", b"\n", b"a\n", b"a\nb"])
 async def test_a_line_is_one_line(place: Anchor, line: bytes) -> None:
     with pytest.raises(ValueError, match="line"):
@@ -183,6 +209,7 @@ def test_a_key_is_safe_in_a_name(place: Anchor, folder: Path, store: Store, key:
         place.swap(key, None, "note"),
         place.note_erasure(key, b"line"),
         place.erasures(key),
+        place.forget_erasures(key, [b"line"]),
     ):
         with pytest.raises(ValueError, match="key"):
             asyncio.run(work)
@@ -325,10 +352,11 @@ async def test_a_store_that_fails_is_told_and_asked_once(
         place.swap("other", None, "second"),
         place.note_erasure("demo", b"line"),
         place.erasures("demo"),
+        place.forget_erasures("demo", [b"line"]),
     ):
         with pytest.raises(Unavailable, match="s3://bucket/pre cannot be used"):
             await work
-    assert store.asked == 5
+    assert store.asked == 6
 
 
 async def test_another_writer_at_the_same_moment_was_quicker(store: Store) -> None:

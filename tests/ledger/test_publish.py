@@ -15,7 +15,7 @@ import pytest
 from conftest import NOTICE, SECRET, Serve, Tenant
 
 from consent_service import auth, clock, erasures, keys, tenants
-from consent_service.errors import Frozen, Invalid
+from consent_service.errors import Frozen, Invalid, Unavailable
 from consent_service.ledger import Ledgers, read_head, receipt, standing, tree, turns
 from consent_service.ledger.anchor import Anchored, FileAnchor
 from consent_service.ledger.entry import LogKeyChanged, Ruptured, read_system
@@ -524,3 +524,79 @@ async def test_a_thaw_undoes_no_freeze_that_it_did_not_look_at(yard: Yard) -> No
         assert after.frozen is not None
         less = await standing.settle(connection, ledger, log, held, [Checkpoint(log.origin, held.size + 1, bytes(32))])
         assert less.demanded == str(missing), "the larger of two stays"
+
+
+class Mute(FileAnchor):
+    """An anchor that can be read and takes nothing new."""
+
+    async def swap(self, key: str, old: Anchored | None, note: str) -> bool:
+        raise Unavailable(f"{key} {old} {note}")
+
+
+async def test_a_recovery_erases_again_with_the_new_epoch_or_does_not_happen(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever goes wrong after it is in the new epoch cannot leave somebody there who was erased."""
+    person, own = {"type": "login", "id": uuid.uuid4().hex}, yard.tenant.log_id
+    eraser = erasures.Eraser(yard.tenant.services.ledgers, yard.anchor)
+    await yard.record(WEB, person=person)
+    backup = await yard.copy()
+    kept = [dict(row) for row in await yard.owner.fetch("SELECT * FROM strand WHERE log_id = $1", own)]
+    events = [dict(row) for row in await yard.owner.fetch("SELECT * FROM event WHERE log_id = $1", own)]
+    dpo = auth.Credential(
+        yard.tenant.log_id, "dpo", "officer", "dpo", frozenset({"requests:approve"}), frozenset(), None
+    )
+    await eraser.erase(msgspec.json.encode({"subject": person}), dpo)
+    await yard.publish()
+    await yard.restore(backup)
+    for table in ("erasure", "erased", "consent_state"):
+        await yard.owner.execute(f"DELETE FROM {table} WHERE log_id = $1", own)
+    for table, rows in (("strand", kept), ("event", events)):
+        for row in rows:
+            marks = ", ".join(f"${place}" for place in range(1, len(row) + 1))
+            await yard.owner.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({marks})", *row.values())
+    assert not await yard.publish()
+
+    async def fails(*_: object) -> None:
+        raise Unavailable("power is gone")
+
+    async with yard.ledger.connection() as connection:
+        with monkeypatch.context() as broken:
+            broken.setattr(erasures, "_DESTROY", fails)
+            with pytest.raises(Unavailable):
+                await erasures.recover(connection, yard.ledger, yard.anchor)
+        assert (await standing.read(connection, own)).frozen is not None
+        assert await yard.owner.fetchval("SELECT count(*) FROM strand WHERE log_id = $1", own) == len(kept)
+        assert yard.anchor is not None
+        made, again = await erasures.recover(connection, yard.ledger, Mute(yard.anchor._folder))
+    assert (made.epoch, again) == (2, 1)
+    assert await yard.owner.fetchval("SELECT count(*) FROM strand WHERE log_id = $1", own) < len(kept)
+    assert await yard.publish(), "what the anchor was not told then, it is told now"
+
+
+async def test_nobody_lets_a_tree_grow_that_is_not_the_one_which_was_signed(yard: Yard) -> None:
+    """A link's receipt was signed, and the database forgets it: whatever would be written then is refused."""
+    await yard.record(WEB)
+    backup = await yard.copy()
+    login = {"type": "login", "id": uuid.uuid4().hex}
+    card = {"type": "loyalty", "id": uuid.uuid4().hex}
+    made = await yard.tenant.post("/v1/links", {"identifier": card, "login": login["id"]})
+    assert made.status_code == 201, made.text
+    for table in ("link", "consent_state"):
+        await yard.owner.execute(f"DELETE FROM {table} WHERE log_id = $1", yard.tenant.log_id)
+    for other_than_signed in (False, True):
+        await yard.restore(backup)
+        if other_than_signed:  # as many entries, others
+            grown = tree.Frontier.read(backup.head["size"], backup.head["frontier"]).grown([bytes(32)] * 2).frontier
+            await yard.owner.execute(
+                "UPDATE ledger_head SET size = $2, frontier = $3 WHERE log_id = $1",
+                yard.tenant.log_id, grown.size, grown.write(),
+            )  # fmt: skip
+        for answer in (
+            await yard.record(WEB),
+            await yard.tenant.post("/v1/links", {"identifier": card, "login": login["id"]}),
+            await yard.tenant.post("/v1/exports", {}, key="dpo"),
+            await yard.tenant.post("/v1/subjects/erase", {"subject": login}, key="dpo"),
+        ):
+            assert answer.status_code in (200, 503), answer.text
+            assert answer.status_code == 503 or answer.json().get("erasure", "") is None, "nobody is there to be erased"
