@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import unicodedata
 from collections.abc import Iterator
@@ -29,12 +30,16 @@ class Subject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Hasher:
-    """Keyed hashes of one ledger: the same value gives the same 16 bytes, and nothing leads back without the secret."""
+    """Keyed hashes of one ledger: the same value gives the same 16 bytes, and nothing leads back without the secret.
+
+    BLAKE2b with a key (RFC 7693): a MAC like HMAC, and much cheaper for values as short as these.
+    """
 
     def __init__(self, secret: bytes, log_id: int) -> None:
         key = hmac.digest(secret, b"ca/v1 identifiers %d" % log_id, "sha256")
-        self._keyed = hmac.new(key, digestmod="sha256")
+        self._short = hashlib.blake2b(key=key, digest_size=16)
         """Copied for each value: setting up the key costs more than hashing."""
+        self._long = hashlib.blake2b(key=key, digest_size=32)
 
     def identifier(self, subject: Subject) -> bytes:
         """What an identifier is looked up by."""
@@ -52,25 +57,26 @@ class Hasher:
         return self._hash(b"call %b %b %b" % (part, credential.encode(), device.hex().encode()), key)
 
     def body(self, raw: bytes) -> bytes:
-        """What tells whether two calls say the same."""
-        keyed = self._keyed.copy()
-        keyed.update(b"body\0" + raw)
-        return keyed.digest()
+        """What tells whether two calls say the same; 32 bytes."""
+        return self._mac(b"body", raw)
 
     def order(self, raw: bytes) -> bytes:
-        """What shows that an order, which was kept outside, was written here."""
-        keyed = self._keyed.copy()
-        keyed.update(b"order\0" + raw)
-        return keyed.digest()
+        """What shows that an order, which was kept outside, was written here; 32 bytes."""
+        return self._mac(b"order", raw)
 
     def once(self, kind: str, value: str) -> bytes:
         """What must not be taken twice, or not any more: a challenge, a token, a session."""
         return self._hash(kind.encode(), value)
 
     def _hash(self, kind: bytes, value: str) -> bytes:
-        keyed = self._keyed.copy()
+        keyed = self._short.copy()
         keyed.update(kind + b"\0" + value.encode())
-        return keyed.digest()[:16]
+        return keyed.digest()
+
+    def _mac(self, kind: bytes, raw: bytes) -> bytes:
+        keyed = self._long.copy()
+        keyed.update(kind + b"\0" + raw)
+        return keyed.digest()
 
 
 def normal_contact(value: str) -> str:

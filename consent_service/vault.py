@@ -1,8 +1,8 @@
 """Keys at rest: every strand has a key of its own, wrapped by one that is not in the database.
 
 What is sealed by a strand's key can be read with it and with nothing else, so destroying the key erases all of it,
-wherever copies lie. Each item is sealed under a key derived from its name, with a fresh nonce (AES-256-GCM, NIST SP
-800-38D), so that no item can be put in another's place.
+wherever copies lie. Each item is sealed together with its name, under a fresh nonce (AES-256-GCM, NIST SP 800-38D), so
+that no item can be put in another's place. Random nonces do for 2^32 items of one strand.
 """
 
 from __future__ import annotations
@@ -54,35 +54,30 @@ class Place(NamedTuple):
 class StrandKey:
     """The key of one strand, in the clear, for as long as a call needs it."""
 
-    __slots__ = ("_salting", "_sealing", "_tagging", "secret", "wrapped")
+    __slots__ = ("_cipher", "_salting", "secret", "tags", "wrapped")
 
     def __init__(self, key: bytes, wrapped: bytes) -> None:
         self.secret = key
-        self._salting = self._tagging = b""  # worked out when asked for
-        self._sealing = hmac.digest(key, b"ca/v1 enc", "sha256")
+        made = hashlib.shake_256(b"ca/v1 strand\0" + key).digest(3 * _KEY)
+        self._cipher = AESGCM(made[:_KEY])
+        self._salting = made[_KEY : 2 * _KEY]
+        self.tags = made[2 * _KEY :]
+        """The key of the strand's tags: whoever has it can tell the strand's entries, and that none is missing."""
         self.wrapped = wrapped
         """As it is stored."""
 
     def seal(self, name: bytes, text: bytes) -> bytes:
         """Nonce and ciphertext of an item, which is called `name` within its strand."""
         nonce = os.urandom(_NONCE)
-        return nonce + AESGCM(hmac.digest(self._sealing, name, "sha256")).encrypt(nonce, text, name)
+        return nonce + self._cipher.encrypt(nonce, text, name)
 
     def open(self, name: bytes, sealed: bytes) -> bytes:
         """What `seal` was given; raises InvalidTag where it is another item, another key, or was changed."""
-        cipher = AESGCM(hmac.digest(self._sealing, name, "sha256"))
-        return cipher.decrypt(sealed[:_NONCE], sealed[_NONCE:], name)
-
-    @property
-    def tags(self) -> bytes:
-        """The key of the strand's tags: whoever has it can tell the strand's entries, and that none is missing."""
-        self._tagging = self._tagging or hmac.digest(self.secret, b"ca/v1 tag", "sha256")
-        return self._tagging
+        return self._cipher.decrypt(sealed[:_NONCE], sealed[_NONCE:], name)
 
     def salt(self, event: UUID) -> bytes:
         """What the commitment to an event is keyed with: whoever has it can check the event, and no other one."""
-        self._salting = self._salting or hmac.digest(self.secret, b"ca/v1 salt", "sha256")
-        return hmac.digest(self._salting, event.bytes, "sha256")
+        return hashlib.blake2b(event.bytes, key=self._salting, digest_size=_KEY).digest()
 
 
 class Vault:

@@ -938,3 +938,32 @@ async def test_what_tells_two_bodies_apart_cannot_be_guessed_from(tenant: Tenant
         (body,) = [row["body"] for row in await connection.fetch("SELECT body FROM idempotency")]
     assert body == hasher.body(said), "this is what was hashed"
     assert body != hashlib.sha256(said).digest()
+
+
+async def test_people_who_say_the_same_at_once_are_each_told_of_their_own(tenant: Tenant) -> None:
+    """What holds after a first act is worked out once for all who say the same in one batch."""
+    grants = [
+        {"purpose": "analytics", "status": "given", "channel": "web"},
+        {"purpose": "profiling", "status": "refused", "channel": "web"},
+    ]
+    mails = [
+        {"purpose": "marketing.email", "status": "given", "channel": "email", "contact": f"{name}@shop.example"}
+        for name in ("ada", "bob")
+    ]
+    said = [grants, grants, [*grants, mails[0]], [*grants, mails[1]], grants[:1], grants[1:]] * 4
+    people = [{"type": "login", "id": uuid.uuid4().hex} for _ in said]
+    alone = [
+        (await tenant.record(*records, subject=person)).json() for records, person in zip(said, people, strict=True)
+    ]
+    others = [{"type": "login", "id": uuid.uuid4().hex} for _ in said]
+    answers = await asyncio.gather(
+        *(tenant.record(*records, subject=person) for records, person in zip(said, others, strict=True))
+    )
+    for answer, one in zip(answers, alone, strict=True):
+        told = answer.json()
+        assert {state["record"] for state in told["states"]} == {told["event"]}
+        same = ("purpose", "channel", "contact", "status", "allow", "reason", "effective", "remedy")
+        assert [[state[name] for name in same] for state in told["states"]] == [
+            [state[name] for name in same] for state in one["states"]
+        ]
+        assert (told["effective"], told["receipt"] != one["receipt"]) == (one["effective"], True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
+from typing import NamedTuple
 from uuid import UUID
+
+from msgspec.structs import replace
 
 from consent_service.consents.model import Recorded, StateNow
 from consent_service.consents.prepare import Act, Prepared
@@ -15,10 +18,29 @@ from consent_service.states import ALL_PURPOSES, ANY, FOR_ALL, GRANTS, RESTRICTI
 from consent_service.tenures import Person
 
 
-def recorded(
-    act: Act, records: list[Prepared], rows: list[State], who: Person, event: UUID, revision: Revision, now: datetime
-) -> Recorded:
-    """The answer to an act: every purpose × channel that it spoke about, as a check would now see it.
+class Holding(NamedTuple):
+    """What holds after an act."""
+
+    states: list[StateNow]
+    reuse: timedelta
+    """For how long answers given before may still be used, where the act restricts."""
+
+    def of(self, event: UUID) -> Holding:
+        """The same after another event that said the same, where nothing was said before either."""
+        return Holding(
+            [state if state.record is None else replace(state, record=event) for state in self.states], self.reuse
+        )
+
+    def recorded(self, event: UUID, revision: Revision, now: datetime) -> Recorded:
+        """The answer to the act."""
+        return Recorded(
+            event=event, states=self.states, effective=all(state.effective for state in self.states),
+            rev=str(revision), recorded_at=now, effective_by=now + self.reuse,
+        )  # fmt: skip
+
+
+def holding(act: Act, records: Sequence[Prepared], rows: Sequence[State], who: Person, now: datetime) -> Holding:
+    """Every purpose × channel that an act spoke about, as a check would now see it.
 
     `rows`: what each record became.
     """
@@ -38,14 +60,7 @@ def recorded(
             and is_silenced(act.policy, who.states, ask, row, now, who.ties)
         )
         found.append(_state_now(record, ask, decision, silenced=silenced))
-    return Recorded(
-        event=event,
-        states=found,
-        effective=all(state.effective for state in found),
-        rev=str(revision),
-        recorded_at=now,
-        effective_by=now + reuse,
-    )
+    return Holding(found, reuse)
 
 
 def _asked(policy: Policy, record: Prepared) -> Iterator[Ask]:

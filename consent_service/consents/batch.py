@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, cast
 from uuid import UUID
@@ -12,7 +12,7 @@ import msgspec
 from msgspec.structs import replace
 
 from consent_service import ids
-from consent_service.consents.answer import recorded
+from consent_service.consents.answer import Holding, holding
 from consent_service.consents.model import Shown
 from consent_service.consents.prepare import Act, Prepared
 from consent_service.consents.receipts import Earlier, Told
@@ -37,7 +37,7 @@ from consent_service.states import (
     slot_of,
 )
 from consent_service.subjects import Subject, normal_contact
-from consent_service.tenures import Member, Person, own, person, speaks_for
+from consent_service.tenures import ALONE, Member, Person, own, person, speaks_for
 from consent_service.vault import VALUE, Place, StrandKey, answer_to, contact_of
 
 MAX_CONTACTS = 32
@@ -123,6 +123,8 @@ class Batch:
         """Of the ledger, one for each event, and what opens each."""
         self.answers: list[bytes] = []
         """To the events, still without their receipts."""
+        self.firsts: dict[tuple[Any, ...], Holding] = {}
+        """What holds after a first act, by what it said."""
         self.said: list[tuple[Event, Act]] = []
         """The events as such, each with the act that it tells of."""
 
@@ -173,7 +175,7 @@ class Batch:
         event, now = ids.event_id(), self.head.now
         strand = self._strand(act, known, members)
         before = person(members, self.standing)
-        records = [self._settle(act, record, before) for record in act.records]
+        records = tuple([self._settle(act, record, before) for record in act.records])
         guardian = next((m.link for m in members if m.kind == "guardian" and m.member == act.guardian), None)
         states = [_state(act, record, strand.tenure, event, before, guardian, now) for record in records]
         for record, state in zip(records, states, strict=True):
@@ -187,7 +189,7 @@ class Batch:
                     self.contacts[place] = strand.key.seal(contact_of(record.contact), value)
         self._note_conflicts(act, records, members)
         revision = Revision(self.head.epoch, self.head.size + len(self.events) + 1)
-        answer = _ANSWER.encode(recorded(act, records, states, self._told(act, members), event, revision, now))
+        answer = _ANSWER.encode(self._holding(act, records, states, before, members).recorded(event, revision, now))
         shown = act.notice or _NO_NOTICE
         said = _event(act, records, event, guardian, now)
         payload = _PAYLOAD.encode(said)
@@ -212,7 +214,7 @@ class Batch:
             receipt = "" if act.listed else issue(index, growth.proof(index), opening, checkpoint)
             yield Told(answer, receipt, event, act.policy)
 
-    def _note_conflicts(self, act: Act, records: list[Prepared], members: list[Member]) -> None:
+    def _note_conflicts(self, act: Act, records: Sequence[Prepared], members: list[Member]) -> None:
         """What is said late may contradict what was said before two identifiers were linked."""
         links = [(m.began_at, m.link) for m in members if m.kind == "identity" and m.link is not None]
         if not links:
@@ -222,6 +224,19 @@ class Batch:
         _, link = max(links, key=lambda one: one[0] or self.head.now)
         found = open_conflicts(act.policy, who.states, sorted(named), self.head.now, who.ties)
         self.conflicts |= {(link, purpose, channel) for purpose, channel in found}
+
+    def _holding(
+        self, act: Act, records: tuple[Prepared, ...], states: list[State], before: Person, members: list[Member]
+    ) -> Holding:
+        """What holds after an act. Of people who decide for the first time, many say the same in the same moment."""
+        if before.states or before.ties is not ALONE:
+            return holding(act, records, states, self._told(act, members), self.head.now)
+        alike = (records, act.notice, act.method, act.grade)
+        found = self.firsts.get(alike)
+        if found is None:
+            found = self.firsts[alike] = holding(act, records, states, self._told(act, members), self.head.now)
+            return found
+        return found.of(states[0].event)
 
     def _told(self, act: Act, members: list[Member]) -> Person:
         """The person whose state the answer tells: all of it to who vouches for it, to a device what is its own."""
@@ -397,7 +412,7 @@ def _carried(act: Act, state: State, members: list[Member]) -> Iterator[State]:
         )
 
 
-def _event(act: Act, records: list[Prepared], event: UUID, guardian: UUID | None, now: datetime) -> Event:
+def _event(act: Act, records: Sequence[Prepared], event: UUID, guardian: UUID | None, now: datetime) -> Event:
     """The whole act: what history shows and what a proof is about."""
     return Event(
         event=event,

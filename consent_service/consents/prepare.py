@@ -358,7 +358,7 @@ def prepare(
         body_hash=_body_hash(body, hasher),
         identifier=hasher.identifier(body.subject),
         subject=body.subject,
-        records=tuple(dict.fromkeys(records)),
+        records=_distinct(records),
         notice=None if notice is None else body.notice,
         notice_hash=None if notice is None else notice.hash,
         method=body.method,
@@ -378,6 +378,13 @@ def _addresses(body: ConsentBody, hasher: Hasher) -> tuple[bytes, ...]:
     if body.subject.type in ADDRESSES:
         named.append(body.subject.id)
     return tuple([hasher.identifier(address(one)) for one in named])
+
+
+def _distinct(records: list[Prepared]) -> tuple[Prepared, ...]:
+    """Each record once."""
+    if len({record.purpose for record in records}) == len(records):  # as nearly always
+        return tuple(records)
+    return tuple(dict.fromkeys(records))
 
 
 def _latest(noes: list[Prepared]) -> list[Prepared]:
