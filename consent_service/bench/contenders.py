@@ -24,7 +24,8 @@ from consent_service.consents import ConsentBody
 from consent_service.decisions import Answer, Check
 
 ORDERS = "CONSENT_BENCH_ORDERS"
-_INSERT = db.execute("bench", "plain_insert")
+insert = db.execute("bench", "plain_insert")
+"""The plain handler's one row."""
 _TABLE = db.execute("bench", "plain_table")
 
 
@@ -51,7 +52,7 @@ def plain(pool: db.Pool) -> Litestar:
         body = decode.body(raw, ConsentBody)
         event = uuid.uuid4()
         async with db.connection(pool) as connection:
-            await _INSERT(connection, event, body.subject.type, body.subject.id, raw)
+            await insert(connection, event, body.subject.type, body.subject.id, raw)
         answer = msgspec.json.encode({"event": event, "recorded_at": datetime.now(UTC)})
         return Response(answer, status_code=201, media_type="application/json")
 

@@ -1,8 +1,9 @@
-"""Closed-loop load: each connection sends its next request when the last is answered. HTTP/1.1, keep-alive."""
+"""Load over HTTP/1.1, keep-alive: a connection sends its next request when the last is answered, or when it is due."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Iterator
 
@@ -25,13 +26,17 @@ class Load(msgspec.Struct, frozen=True):
 class _Connection(asyncio.Protocol):
     """One connection; asks for the next request as soon as an answer is complete."""
 
-    def __init__(self, requests: Iterator[bytes], deadline: float, latencies: list[float], expected: bytes) -> None:
+    def __init__(
+        self, requests: Iterator[bytes], due: Iterator[float], deadline: float, latencies: list[float], expected: bytes
+    ) -> None:
         self._requests = requests
+        self._due = due
         self._deadline = deadline
         self._latencies = latencies
         self._expected = b"HTTP/1.1 " + expected
         self._buffer = b""
-        self._sent = 0.0
+        self._since = 0.0
+        """When the request was due."""
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -52,7 +57,7 @@ class _Connection(asyncio.Protocol):
             self._fail(RuntimeError(f"unexpected answer: {self._buffer[:500]!r}"))
             return
         self._buffer = b""
-        self._latencies.append((time.perf_counter() - self._sent) * 1000)
+        self._latencies.append((time.perf_counter() - self._since) * 1000)
         self._next()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -60,8 +65,15 @@ class _Connection(asyncio.Protocol):
             self._fail(error or ConnectionError("the connection was closed"))
 
     def _next(self) -> None:
-        self._sent = time.perf_counter()
-        request = next(self._requests, None) if self._sent < self._deadline else None
+        now = time.perf_counter()
+        self._since = next(self._due, now)
+        if self._since > now:
+            asyncio.get_running_loop().call_later(self._since - now, self._send)
+        else:
+            self._send()
+
+    def _send(self) -> None:
+        request = next(self._requests, None) if self._since < self._deadline else None
         if request is None:
             self.done.set_result(None)
             self._transport.close()
@@ -74,14 +86,21 @@ class _Connection(asyncio.Protocol):
         self._transport.close()
 
 
-async def drive(port: int, requests: Iterator[bytes], connections: int, seconds: float, expected: int) -> Load:
-    """Load 127.0.0.1:`port` from `connections` connections for `seconds`; every answer must have status `expected`."""
+async def drive(
+    port: int, requests: Iterator[bytes], connections: int, seconds: float, expected: int, rate: float | None = None
+) -> Load:
+    """Load 127.0.0.1:`port` from `connections` connections for `seconds`; every answer must have status `expected`.
+
+    `rate`: how many requests are due a second, all in all; latencies then count from when each was due, so that waiting
+    for a free connection is part of them. None: as many as are answered.
+    """
     loop = asyncio.get_running_loop()
     latencies: list[float] = []
     begun = time.perf_counter()
+    due = iter(()) if rate is None else (begun + number / rate for number in itertools.count())
     made = [
         await loop.create_connection(
-            lambda: _Connection(requests, begun + seconds, latencies, str(expected).encode()), "127.0.0.1", port
+            lambda: _Connection(requests, due, begun + seconds, latencies, str(expected).encode()), "127.0.0.1", port
         )
         for _ in range(connections)
     ]

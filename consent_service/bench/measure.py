@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,20 @@ class Line(msgspec.Struct, frozen=True):
     p99_ms: float
 
 
+class AtHalfLoad(msgspec.Struct, frozen=True):
+    """How long a record takes where there is room: at half the rate that the same connections reach at most."""
+
+    requests_per_s: float
+    connections: int
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    commit_p50_ms: float
+    """Of the least that an acknowledged write takes: one row, committed by one connection until the disk has it."""
+    commit_p95_ms: float
+    commit_p99_ms: float
+
+
 class Report(msgspec.Struct, frozen=True):
     """Everything that `bench.json` holds."""
 
@@ -75,11 +90,13 @@ class Report(msgspec.Struct, frozen=True):
     lines: list[Line]
     ratios: dict[str, float]
     """Cost of the service by cost of the contender in the same run, median over the rounds."""
+    half: AtHalfLoad
     runs: list[Measure]
 
 
 def table(report: Report) -> str:
     """The report for people, as Markdown."""
+    half = report.half
     columns = ("requests_per_s", "cpu_s", "service_cpu_s", "database_cpu_s", "p50_ms", "p95_ms", "p99_ms")
     rows = [
         f"| {line.job} | {line.contender} | {line.connections} | "
@@ -93,7 +110,15 @@ def table(report: Report) -> str:
         *rows,
         "",
         *(f"- {name} connections: {ratio:.2f} × the CPU" for name, ratio in report.ratios.items()),
+        f"- record at half load, {half.requests_per_s:,.0f}/s over {half.connections} connections: "
+        + _shares(half.p50_ms, half.p95_ms, half.p99_ms),
+        "- a bare fsynced commit, one after the other: "
+        + _shares(half.commit_p50_ms, half.commit_p95_ms, half.commit_p99_ms),
     ))  # fmt: skip
+
+
+def _shares(p50: float, p95: float, p99: float) -> str:
+    return f"p50 {p50:.3g} ms, p95 {p95:.3g} ms, p99 {p99:.3g} ms"
 
 
 class _Running(msgspec.Struct):
@@ -119,12 +144,14 @@ def run(progress: Callable[[str], None]) -> Report:
         }
         bench = _Bench(running, postmaster, facts["keys"]["service"], progress)
         runs = bench.all()
+        half = bench.at_half_load(runs, url)
     return Report(
         version=__version__,
         machine=f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}",
         seconds=round(time.monotonic() - begun, 1),
         lines=_lines(runs),
         ratios=_ratios(runs),
+        half=half,
         runs=runs,
     )
 
@@ -197,6 +224,26 @@ class _Bench:
                     runs += [self._run(job, contender, connections, turn, SECONDS) for contender in order]
         return runs
 
+    def at_half_load(self, runs: list[Measure], url: str) -> AtHalfLoad:
+        """Records at half of what the most connections reached, and bare commits beside them, in turn."""
+        most = CONNECTIONS[-1]
+        best = [r.requests_per_s for r in runs if (r.job, r.contender, r.connections) == ("record", "service", most)]
+        rate = statistics.median(best) / 2
+        port = self._running["service"].port
+        loads, commits = [], []
+        for _ in range(ROUNDS):
+            loads.append(asyncio.run(drive(port, self._records(), most, SECONDS, 201, rate)))
+            commits.append(asyncio.run(_commits(url, SECONDS)))
+            self._progress(f"record at {rate:.0f}/s: p99 {loads[-1].percentile(0.99):.2f} ms; a bare commit: p99 "
+                           f"{commits[-1].percentile(0.99):.2f} ms")  # fmt: skip
+
+        def median(found: list[Load], share: float) -> float:
+            return round(statistics.median(load.percentile(share) for load in found), 2)
+
+        return AtHalfLoad(
+            round(rate, 1), most, *(median(found, share) for found in (loads, commits) for share in (0.5, 0.95, 0.99))
+        )
+
     def _run(self, job: str, contender: str, connections: int, turn: int, seconds: float) -> Measure:
         running = self._running[contender]
         requests = self._records() if job == "record" else self._checks()
@@ -233,6 +280,18 @@ _RECORD = (
     b'{"purpose":"profiling","status":"refused","channel":"web"}]}'
 )
 _CHECK = b'{"subject":{"type":"login","id":"person-%d"},"purpose":"marketing.email","channel":"email"}'
+
+
+async def _commits(url: str, seconds: float) -> Load:
+    """Rows of about the size of an act, each committed by itself, one after the other."""
+    latencies: list[float] = []
+    async with await db.connect(url, size=1, role=None) as pool, db.connection(pool) as connection:
+        begun = now = time.perf_counter()
+        while now < begun + seconds:
+            await contenders.insert(connection, uuid.uuid4(), "login", "person-0", _RECORD % (0, 0))
+            before, now = now, time.perf_counter()
+            latencies.append((now - before) * 1000)
+    return Load(len(latencies), now - begun, sorted(latencies))
 
 
 def _cpu(process: psutil.Process) -> float:
