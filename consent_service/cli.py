@@ -358,11 +358,12 @@ def _read_status(tenant: str, data: str | None, database_url: str | None) -> sta
 @service_options
 @as_json
 def ledger_status(tenant: str, as_json: bool, data: str | None, database_url: str | None) -> None:
-    """Tell how many entries the ledger has, the hash of its tree, and the key that it signs with."""
+    """Tell how many entries the ledger has, the hash of its tree, and the keys that it signs with, or once did."""
     status = _read_status(tenant, data, database_url)
     lines = [
         ("origin", status.origin), ("epoch", status.epoch), ("size", status.size), ("root", status.root),
         ("published", status.published), ("frozen", status.frozen or "no"), *(("key", key) for key in status.keys),
+        *(("retired", key) for key in status.retired),
     ]  # fmt: skip
     _tell(as_json, status, _table(lines))
 
@@ -474,7 +475,11 @@ def export_ledger(
 @consent.command("verify")
 @click.argument("file", type=click.File("rb"))
 @click.option(
-    "--key", "keys_given", multiple=True, metavar="VKEY", help="A log's key, as `consent ledger status` shows it."
+    "--key",
+    "keys_given",
+    multiple=True,
+    metavar="VKEY",
+    help="A log's key, as `consent ledger status` shows it; several times: of older files the `retired` ones too.",
 )
 @click.option(
     "--trust",

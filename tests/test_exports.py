@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from consent_service import app, db, tenants
 from consent_service.exports import delivery
-from consent_service.ledger import append, audit, entry, lock_head, read_head, receipt, standing
+from consent_service.ledger import append, audit, entry, lock_head, read_head, receipt, standing, turns
 from consent_service.ledger import export as form
 from consent_service.ledger.note import WITNESS, Signer
 from consent_service.ledger.trust import Trust, trusting
@@ -370,6 +370,21 @@ async def test_a_key_of_another_ledger_proves_nothing(lively: Lively, make_tenan
     alone = audit.verify(io.BytesIO(file), None)
     assert (alone.genuine, alone.trusted) == (True, False)
     assert "came with the file" in as_text(alone)
+
+
+async def test_what_is_older_than_a_rotation_is_verified_by_the_keys_that_the_status_tells(lively: Lively) -> None:
+    """One that was ordered before it and fetched after is signed by both: its checkpoint then, its manifest now."""
+    ledger = lively.tenant.services.ledgers.of(lively.tenant.log_id)
+    ordered, before = await export(lively.tenant)
+    async with ledger.connection() as connection:
+        await turns.add_key(connection, ledger)
+        await turns.retire_key(connection, ledger)
+        status = await standing.status(connection, ledger)
+    across = (await get(lively.tenant, ordered["file"])).content
+    assert not set(status.keys) & set(status.retired)
+    for file in (before, across):
+        assert audit.verify(io.BytesIO(file), Trust.parse(trusting([*status.keys, *status.retired]))).genuine
+        assert set(audit.verify(io.BytesIO(file), Trust.parse(trusting(status.keys))).counts) == {"signature"}
 
 
 async def test_the_files_head_alone_is_asked_for_without_work(lively: Lively) -> None:

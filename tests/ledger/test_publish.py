@@ -300,6 +300,7 @@ async def test_what_is_lost_can_be_given_up_in_a_new_epoch_that_says_so(yard: Ya
     new, old = (Trust.parse(trusting(status.keys)) for status in (after, before))
     assert receipt.verify(told["receipt"], new).checkpoint.origin == after.origin == made.origin
     receipt.verify(lost, old)  # nobody can say that it was never promised
+    assert after.retired == before.keys
     assert (await yard.status()).frozen is None
     yard.publisher._quiet.clear()
     assert await yard.publish()
@@ -381,7 +382,8 @@ async def test_two_keys_sign_while_one_follows_the_other(yard: Yard) -> None:
     assert await yard.publish(), "what the retired key signed is still the anchor's"
     fresh = Ledgers(yard.tenant.services.pool, SECRET.encode()).of(yard.tenant.log_id)
     async with fresh.connection() as connection:
-        assert (await standing.status(connection, fresh)).keys == done.keys
+        status = await standing.status(connection, fresh)
+    assert (status.keys, status.retired) == (done.keys, both.keys[:1])
 
 
 async def test_many_publishers_publish_each_checkpoint_once(yard: Yard) -> None:
