@@ -306,6 +306,30 @@ async def test_what_is_lost_can_be_given_up_in_a_new_epoch_that_says_so(yard: Ya
     assert await yard.publish()
 
 
+async def test_each_epoch_has_an_address_of_its_own(yard: Yard) -> None:
+    """A tile is kept for ever by whoever saw it: one of the log that was given up must not stand for the next one's."""
+    await yard.record(WEB)
+    backup = await yard.copy()
+    await yard.record(WEB)
+    await yard.publish()
+    lost = f"tile/entries/000.p/{(await yard.status()).size}"
+    get, first = yard.tenant.http.get, f"/ledger/{yard.tenant.slug}"
+    assert (await get(f"{first}/{lost}")).content == (await get(f"{first}/1/{lost}")).content != b""
+    assert (await get(f"{first}/checkpoint")).text == (await get(f"{first}/1/checkpoint")).text
+    await yard.restore(backup)
+    assert not await yard.publish()
+    async with yard.ledger.connection() as connection:
+        made = await turns.recover(connection, yard.ledger, yard.anchor)
+    assert await yard.publish()
+    assert (await get(f"{first}/2/checkpoint")).text.startswith(f"{made.origin}\n{made.size}\n")
+    assert (await get(f"{first}/2/tile/entries/000.p/{made.size}")).content.endswith((await yard.entries())[-1])
+    for epoch in ("", "/1", "/3", "/02", "/x"):
+        for path in ("checkpoint", "tile/0/000.p/1", lost):
+            answer = await get(f"{first}{epoch}/{path}")
+            assert (answer.status_code, answer.headers.get("cache-control")) == (404, "no-store")
+            assert "is in epoch 2" in answer.json()["detail"]
+
+
 async def test_a_copy_older_than_the_recovery_is_found_out_too(yard: Yard) -> None:
     oldest = await yard.copy()
     await yard.record(WEB)
