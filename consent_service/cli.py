@@ -468,8 +468,8 @@ def export_ledger(
     finally:
         draft.unlink(missing_ok=True)
     facts = {"export": row.export, "file": str(output), "size": row.size, "first": row.first, "end": row.end}
-    text = f"Written to {output}: entries {row.first} up to {row.end} of {row.size}. Check: consent verify {output}"
-    _tell(as_json, facts, text)
+    text = f"Written to {output}: entries {row.first} up to {row.end} of {row.size}."
+    _tell(as_json, facts, f"{text} Check: consent verify {output} --key VKEY")
 
 
 @consent.command("verify")
@@ -495,8 +495,8 @@ def verify_file(
 ) -> None:
     """Check an export or a receipt: offline, by itself and the keys that you trust. Exit code 0: genuine, 1: not.
 
-    An export brings the key that it is signed with. Without one of yours it is checked against that, which shows no
-    more than that it is whole.
+    An export brings the key that it is signed with. Without one of yours it is checked against that: then 0 means no
+    more than that it is consistent in itself, and whose it is was not checked.
     """
     if keys_given and trust is not None:
         raise click.UsageError("Name whom you trust once: by --key, or by a --trust file.")
@@ -519,7 +519,7 @@ def _verify_export(file: BinaryIO, whom: Trust | None, as_json: bool) -> None:
         raise click.UsageError("An export is read by its directory: give a file, not a pipe.")
     found = audit.verify(file, whom)
     _tell(as_json, found, verdict.as_text(found))
-    if not found.genuine:
+    if not found.consistent:
         sys.exit(1)
 
 

@@ -368,8 +368,11 @@ async def test_a_key_of_another_ledger_proves_nothing(lively: Lively, make_tenan
     _, table = await export(lively.tenant, format="parquet")
     assert set((await verified(other, table)).counts) == {"signature"}
     alone = audit.verify(io.BytesIO(file), None)
-    assert (alone.genuine, alone.trusted) == (True, False)
-    assert "came with the file" in as_text(alone)
+    assert (alone.genuine, alone.consistent, alone.trusted) == (False, True, False)
+    first, *rest = as_text(alone).split("\n")
+    assert first.startswith("NOT CHECKED whose it is")
+    assert rest[0].strip() in [str(log) for log in (await known(lively.tenant)).logs]
+    assert not any(line.startswith("Genuine") for line in rest)
 
 
 async def test_what_is_older_than_a_rotation_is_verified_by_the_keys_that_the_status_tells(lively: Lively) -> None:
