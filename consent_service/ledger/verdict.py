@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 from consent_service.ledger.container import Code
-from consent_service.ledger.export import Manifest
+from consent_service.ledger.export import Filter, Manifest
 
 CODES: dict[Code, str] = {
     "missing": "something of the range is not there, though neither erased nor left out by the filter",
@@ -24,7 +24,7 @@ CODES: dict[Code, str] = {
 """What each code says."""
 
 TOLD = 20
-"""Problems of each code, and erasures, that are told; the others are counted."""
+"""Problems of each code, erasures, and choices of a filter, that are told; the others are counted."""
 
 
 class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -130,4 +130,31 @@ def _summary(manifest: Manifest) -> list[str]:
         f"export {manifest.export} of the ledger {manifest.origin}, ordered {manifest.created_at:%Y-%m-%d %H:%M} UTC,",
         f"entries {manifest.first} up to {manifest.end} of {manifest.size}:",
         f"{counts.opened} events, {counts.erased} erased, {counts.other} not asked for, {counts.system} of the ledger.",
+        *_coverage(manifest.filter),
     ]
+
+
+def _coverage(wanted: Filter) -> list[str]:
+    """What is in it and what is not: nobody shall take a part for the whole."""
+    times = (("recorded at this time or later:", wanted.from_), ("recorded before this time:", wanted.until))
+    choices = (
+        ("about one of the purposes:", wanted.purposes), ("on one of the channels:", wanted.channels),
+        ("with one of the statuses:", wanted.statuses), ("recorded with one of the credentials:", wanted.actors),
+        ("of one of the kinds:", wanted.kinds),
+    )  # fmt: skip
+    limits = [] if wanted.subject is None else [f"of one person, whose keyed hash is: {_plain(wanted.subject)}"]
+    limits += [f"{what} {moment.isoformat()}" for what, moment in times if moment is not None]
+    limits += [f"{what} {_some(values)}" for what, values in choices if values]
+    if not limits:
+        return ["It is the whole ledger of that moment."]
+    return ["It is NOT the whole ledger. Its events are only those that are", *(f"  {limit}" for limit in limits)]
+
+
+def _some(values: tuple[str, ...]) -> str:
+    more = [f"and {len(values) - TOLD} more"] if len(values) > TOLD else []
+    return ", ".join([*map(_plain, values[:TOLD]), *more])
+
+
+def _plain(text: str) -> str:
+    """As it may be shown: nothing of it changes what stands around it on a terminal."""
+    return text if text.isprintable() else ascii(text)

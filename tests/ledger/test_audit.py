@@ -585,6 +585,26 @@ def test_what_nobody_signed_is_not_believed(sources: dict[str, Source]) -> None:
         assert all(char.isprintable() or char == "\n" for char in text)
 
 
+def test_the_verdict_says_in_words_what_the_file_covers(sources: dict[str, Source]) -> None:
+    whole = as_text(audit.verify(io.BytesIO(sources["everything"].file), sources["everything"].trust))
+    assert "It is the whole ledger of that moment." in whole
+    start = sources["time"].manifest.filter.from_
+    assert start is not None
+    for name, told in (("time", start.isoformat()), ("subject", sources["subject"].manifest.filter.subject)):
+        text = as_text(audit.verify(io.BytesIO(sources[name].file), sources[name].trust))
+        assert "NOT the whole ledger" in text
+        assert str(told) in text
+    chosen = form.Filter(
+        until=start, purposes=tuple(f"p{n}" for n in range(30)), channels=("web", "\x1b[2K"), statuses=("given",),
+        actors=("shop",), kinds=("consent",),
+    )  # fmt: skip
+    source = sources["everything"]
+    text = as_text(audit.verify(io.BytesIO(signed(source, source.parts, filter=chosen)), source.trust))
+    for told in (f"before this time: {start.isoformat()}", "p19, and 10 more", r"web, '\x1b[2K'", "given", "shop"):
+        assert told in text
+    assert all(char.isprintable() or char == "\n" for char in text)
+
+
 def test_names_and_sizes_of_members_are_told_as_they_may_be_shown() -> None:
     stamped = container.stamp(datetime(2026, 1, 1, tzinfo=UTC))
     named = container.Entry(b"\x1b[2J\nGenuine", "whole", 0, 0, 0, 0)
