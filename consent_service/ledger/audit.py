@@ -82,6 +82,7 @@ class _Audit:
         manifest, raw = self._read_manifest()
         self._demand_signed(export.signed_text(manifest.origin, raw), manifest)
         self._compare_names(manifest)
+        self._demand_range(manifest)
         self.checkpoint = self._checkpoint(manifest)
         self._walk(manifest, self._span(manifest))
         self._compare_digests(manifest)
@@ -153,6 +154,14 @@ class _Audit:
         listed = [member.name for member in manifest.members]
         if listed != want[:-2]:
             self.tell("altered", "the manifest lists other members than an export has")
+
+    def _demand_range(self, manifest: Manifest) -> None:
+        """Nothing but a time limits the range, and nothing that of one person, shown by all entries."""
+        wanted, whole = manifest.filter, manifest.filter.subject is not None
+        if manifest.first > 0 and (whole or wanted.from_ is None):
+            self.tell("suppressed", "the range begins late, though the filter names no such time")
+        if manifest.end < manifest.size and (whole or wanted.until is None):
+            self.tell("suppressed", "the range ends early, though the filter names no such time")
 
     def _checkpoint(self, manifest: Manifest) -> Checkpoint:
         note = read(self._text(export.CHECKPOINT, MAX_NOTE), self._known)
@@ -300,8 +309,6 @@ class _Audit:
             self.strands = _STRANDS.decode(self.box.whole(export.STRANDS, _MANIFEST))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise Damaged("altered", f"{export.STRANDS} cannot be read") from None
-        if (manifest.first, manifest.end) != (0, manifest.size):
-            self.tell("altered", "the export of a subject does not cover the whole ledger")
         if sum(strand.events for strand in self.strands) > manifest.end - manifest.first:
             raise Damaged("altered", "the strands have more events than the ledger")
         return {

@@ -549,6 +549,17 @@ def test_names_that_lead_elsewhere_or_are_encrypted_are_refused(sources: dict[st
     assert codes(encrypted, source.trust) == {"altered"}
 
 
+def test_a_range_that_nobody_asked_for_is_told(sources: dict[str, Source]) -> None:
+    """Else a part of the ledger would pass for the whole."""
+    source = sources["time"]
+    assert source.manifest.first > 0
+    assert codes(signed(source, source.parts, filter=form.Filter()), source.trust) == {"suppressed"}
+    of_one = msgspec.structs.replace(source.manifest.filter, subject="00")
+    assert "suppressed" in codes(signed(source, source.parts, filter=of_one), source.trust)
+    larger = signed(source, source.parts, size=source.manifest.size + 1)
+    assert "suppressed" in codes(larger, source.trust), "it ends early"
+
+
 def test_numbers_that_cannot_be_are_told(sources: dict[str, Source]) -> None:
     source = sources["subject"]
     for changes in (
