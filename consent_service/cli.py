@@ -488,11 +488,12 @@ def export_ledger(
     help="A file that says which logs and witnesses are trusted (c2sp.org/tlog-policy).",
 )
 @click.option("--policy", "folder", metavar="FOLDER", help="The policy in force then: tells in words what it says.")
-@click.option("--language", metavar="LANGUAGE", default="en", show_default=True, help="Of those words: de or en.")
+@click.option("--language", metavar="LANGUAGE", help="Of those words: de, en (default), or another of the policy's.")
 @as_json
 def verify_file(
-    file: BinaryIO, keys_given: tuple[str, ...], trust: TextIO | None, folder: str | None, language: str, as_json: bool
-) -> None:
+    file: BinaryIO, keys_given: tuple[str, ...], trust: TextIO | None, folder: str | None, language: str | None,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Check an export or a receipt: offline, by itself and the keys that you trust. Exit code 0: genuine, 1: not.
 
     An export brings the key that it is signed with. Without one of yours it is checked against that: then 0 means no
@@ -505,13 +506,17 @@ def verify_file(
         whom = None if text is None else Trust.parse(text)
     except NoteError as error:
         raise click.UsageError(f"That is nobody to trust: {error}.") from None
+    if language is not None and folder is None:
+        raise click.UsageError("--language is that of the words that --policy tells: name its folder too.")
     start = file.read(MAX_PROOF + 1)
+    if start.startswith(container.MAGIC) and folder is not None:
+        raise click.UsageError("--policy tells what a receipt says, and this is an export: leave it out.")
     if start.startswith(container.MAGIC):
         _verify_export(file, whom, as_json)
     elif whom is None:
         raise click.UsageError("Name whom you trust: one --key or more, or a --trust file. A receipt brings none.")
     else:
-        _verify_receipt(start.decode(errors="surrogateescape"), whom, folder, language, as_json)
+        _verify_receipt(start.decode(errors="surrogateescape"), whom, folder, language or "en", as_json)
 
 
 def _verify_export(file: BinaryIO, whom: Trust | None, as_json: bool) -> None:
@@ -528,6 +533,8 @@ def _verify_receipt(text: str, whom: Trust, folder: str | None, language: str, a
         policy = None if folder is None else policies.load(policies.find(folder))
     except ConsentError as error:
         raise click.UsageError(str(error)) from None
+    if policy is not None and language not in (known := records.languages(policy)):
+        raise click.UsageError(f"There are no words in the language {language!r}: take one of {', '.join(known)}.")
     try:
         found = receipt.verify(text, whom)
     except NoteError as error:
