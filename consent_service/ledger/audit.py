@@ -22,7 +22,7 @@ from consent_service.ledger import export, lines, parquet, tree
 from consent_service.ledger.container import Code, Damaged, Reader, stamp
 from consent_service.ledger.entry import PERSONAL, ErasureMade, erased_digest, read_system, tag
 from consent_service.ledger.export import ERASURES, Erased, Indexes, Line, Manifest, Said, Span, Strand
-from consent_service.ledger.note import MAX_NOTE, Checkpoint, NoteError, Verifier, is_name, read
+from consent_service.ledger.note import MAX_NOTE, Checkpoint, NoteError, is_name, read
 from consent_service.ledger.proof import Proof
 from consent_service.ledger.trust import MAX_TRUST, Trust
 from consent_service.ledger.verdict import ErasedNote, Findings, Verdict
@@ -62,7 +62,9 @@ class _Audit:
     def __init__(self, findings: Findings, trust: Trust | None) -> None:
         self.tell, self.note = findings.tell, findings.note
         self.findings = findings
-        self.trust = trust
+        self.given = trust
+        self.trust: Trust
+        """What was given, or else what the file brings."""
         self.manifest: Manifest | None = None
         self.keys: list[str] = []
 
@@ -78,7 +80,7 @@ class _Audit:
             if name not in box.entries:
                 raise Damaged("truncated", f"{name} is not there")
         carried = self._trust()
-        self.trust = self.trust or carried
+        self.trust = self.given or carried
         manifest, raw = self._read_manifest()
         self._demand_signed(export.signed_text(manifest.origin, raw), manifest)
         self._compare_names(manifest)
@@ -119,20 +121,13 @@ class _Audit:
     def _demand_signed(self, text: str, manifest: Manifest) -> None:
         """Go on with what the log signed alone: anybody's numbers could ask for any amount of memory."""
         try:
-            note = read(self._text(export.SIGNATURE, MAX_NOTE), self._known)
+            note = read(self._text(export.SIGNATURE, MAX_NOTE), self.trust.keys(manifest.origin))
         except NoteError as error:
             raise NoteError(f"the manifest: {error}") from None
         self.keys = [str(signed.by) for signed in note.signatures]
-        if manifest.origin not in {signed.by.name for signed in note.signatures}:
-            raise NoteError("the log itself did not sign the manifest")
         if note.text != text:
             raise Damaged("altered", "the manifest is not the one that was signed")
         self.manifest = manifest
-
-    @property
-    def _known(self) -> tuple[Verifier, ...]:
-        assert self.trust is not None, "either was given or carried"  # noqa: S101 -- see `run`
-        return self.trust.known
 
     def _compare_names(self, manifest: Manifest) -> None:
         """The members are those of the format, in their order, and those of the manifest."""
@@ -164,9 +159,8 @@ class _Audit:
             self.tell("suppressed", "the range ends early, though the filter names no such time")
 
     def _checkpoint(self, manifest: Manifest) -> Checkpoint:
-        note = read(self._text(export.CHECKPOINT, MAX_NOTE), self._known)
+        note = read(self._text(export.CHECKPOINT, MAX_NOTE), self.trust.known)
         checkpoint = Checkpoint.parse(note.text)
-        assert self.trust is not None, "either was given or carried"  # noqa: S101 -- see `run`
         self.trust.demand(checkpoint, note)
         if (checkpoint.size, checkpoint.root.hex()) != (manifest.size, manifest.root):
             self.tell("replayed", f"the checkpoint is that of {checkpoint.size} entries, not the manifest's")
@@ -402,7 +396,7 @@ class _Audit:
             made = read_system(header.entry)
             proof = Proof.parse(header.proof)
             if proof.note not in self.notes:
-                self.notes[proof.note] = self._signed_by_log(proof.note)
+                self.notes[proof.note] = self._signed_by_log(proof.note, manifest)
         except (ValueError, RecursionError) as error:
             return (str(error) if isinstance(error, NoteError) else "its entry cannot be read"), None
         if not isinstance(made, ErasureMade):
@@ -423,13 +417,9 @@ class _Audit:
         }
         return next((fault for fault, holds in faults.items() if not holds), None), made
 
-    def _signed_by_log(self, text: str) -> Checkpoint:
+    def _signed_by_log(self, text: str, manifest: Manifest) -> Checkpoint:
         """A checkpoint that grew from that of the export. Witnesses need not have seen this one too."""
-        note = read(text, self._known)
-        checkpoint = Checkpoint.parse(note.text)
-        if checkpoint.origin not in {signed.by.name for signed in note.signatures}:
-            raise NoteError("the log itself did not sign the checkpoint")
-        return checkpoint
+        return Checkpoint.parse(read(text, self.trust.keys(manifest.origin)).text)
 
     # -- accounts ----------------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from consent_service.ledger.entry import SALT, TAG
 from consent_service.ledger.export import SAID, Line
 
 HEAD = (
@@ -62,8 +63,10 @@ def opening_cells(row: Sequence[str]) -> Line:
 
 def opening(row: Sequence[str]) -> Line:
     """What a row opens; raises ValueError or IndexError where it is none."""
-    payload = msgspec.Raw(row[_PAYLOAD].encode())
-    return Line(int(row[0]), bytes.fromhex(row[_TAG]), bytes.fromhex(row[_SALT]), payload)
+    tag, salt = bytes.fromhex(row[_TAG]), bytes.fromhex(row[_SALT])
+    if len(tag) != TAG or len(salt) != SALT:
+        raise ValueError("tag or salt has another length")
+    return Line(int(row[0]), tag, salt, msgspec.Raw(row[_PAYLOAD].encode()))
 
 
 def _cell(value: Value) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import random
 import struct
@@ -18,9 +19,10 @@ from conftest import Tenant
 from test_exports import Lively, erase, events, export, furnish, known, owner
 
 from consent_service import db
-from consent_service.ledger import Log, audit, container, entry, read_head, tree
+from consent_service.ledger import Log, audit, columns, container, entry, read_head, tree
 from consent_service.ledger import export as form
-from consent_service.ledger.note import Checkpoint, Signer, sign
+from consent_service.ledger.note import WITNESS, Checkpoint, Signer, sign
+from consent_service.ledger.proof import Proof
 from consent_service.ledger.trust import Trust, trusting
 from consent_service.ledger.verdict import as_text
 from consent_service.policies import Policy
@@ -558,6 +560,39 @@ def test_a_range_that_nobody_asked_for_is_told(sources: dict[str, Source]) -> No
     assert "suppressed" in codes(signed(source, source.parts, filter=of_one), source.trust)
     larger = signed(source, source.parts, size=source.manifest.size + 1)
     assert "suppressed" in codes(larger, source.trust), "it ends early"
+
+
+def test_a_witness_with_the_name_of_the_log_is_not_the_log(sources: dict[str, Source]) -> None:
+    """Neither for the manifest nor for what an erasure is proved by."""
+    source = sources["everything"]
+    witness = Signer(source.log.origin, b"w" * 32, WITNESS)
+    trust = Trust.parse(trusting(str(one.verifier) for one in source.log.signers).replace(
+        "quorum", f"witness w {witness.verifier}\nquorum"
+    ))  # fmt: skip
+    assert codes(source.file, trust) == set()
+    assert codes(signed(source, source.parts, [witness]), trust) == {"signature"}
+    (head, *lists), *others = erasures_of(source)
+    one = msgspec.json.decode(head, type=form.Erased)
+    proof = Proof.parse(one.proof)
+    note = sign(proof.note.partition("\n\n")[0] + "\n", [witness])
+    forged = msgspec.structs.replace(one, proof=str(msgspec.structs.replace(proof, note=note)))
+    parts = with_erasures(source, [[form.ENCODER.encode(forged) + b"\n", *lists], *others])
+    assert "suppressed" in codes(signed(source, parts), trust)
+
+
+@pytest.mark.parametrize("name", ["everything", "table"])
+def test_a_salt_of_another_length_is_told(sources: dict[str, Source], name: str) -> None:
+    """HMAC takes a shorter key for one with zeros behind it: two files would prove the same."""
+    source = sources[name]
+    _, lines = event_lines(source)
+    if source.manifest.events == "csv":
+        salt = next(csv.reader([lines[0].decode()]))[columns.HEAD.index("salt")]
+        lines[0] = lines[0].replace(salt.encode(), salt.encode() + b"00")
+    else:
+        line = msgspec.json.decode(lines[0], type=form.Line)
+        longer = msgspec.structs.replace(line, salt=line.salt + b"\0")
+        lines[0] = form.ENCODER.encode(longer) + b"\n"
+    assert "altered" in codes(signed(source, with_events(source, lines)), source.trust)
 
 
 def test_numbers_that_cannot_be_are_told(sources: dict[str, Source]) -> None:
