@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import re
 from array import array
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
 from operator import lt
@@ -86,6 +87,8 @@ class _Audit:
         self._compare_names(manifest)
         self._demand_range(manifest)
         self.checkpoint = self._checkpoint(manifest)
+        self.last = "", self.checkpoint
+        """The note that was verified last, as most erasures have the same; and what it says."""
         self._walk(manifest, self._span(manifest))
         self._compare_digests(manifest)
         self._account(manifest)
@@ -353,9 +356,8 @@ class _Audit:
     def _read_erasures(self, manifest: Manifest) -> None:
         if ERASURES not in self.box.entries:
             return
-        self.notes: dict[str, Checkpoint] = {}
         header: Erased | None = None
-        indexes, seen, before = array("Q"), set(), -1
+        indexes, places = array("Q"), array("Q")
         try:
             for batch in lines.ndjson(self.box.pieces(ERASURES), _ERASURE):
                 for line in batch:
@@ -363,12 +365,8 @@ class _Audit:
                         self.tell("altered", f"{ERASURES}: a line cannot be read")
                     elif isinstance(line, Erased):
                         self._close_erasure(header, indexes, manifest)
-                        if line.erasure in seen:
-                            self.tell("duplicated", f"the erasure {line.erasure} stands there twice")
-                        elif line.index <= before:
-                            self.tell("reordered", f"the erasure {line.erasure} stands in another place")
-                        seen.add(line.erasure)
-                        header, indexes, before = line, array("Q"), line.index
+                        self._demand_later(line, places)
+                        header, indexes = line, array("Q")
                     elif min(line) < 0 or max(line) >= 1 << 63:
                         self.tell("altered", f"{ERASURES}: an index cannot be")
                     else:
@@ -376,6 +374,15 @@ class _Audit:
         except Damaged as error:
             self.tell(error.code, str(error))
         self._close_erasure(header, indexes, manifest)
+
+    def _demand_later(self, header: Erased, places: array[int]) -> None:
+        """Each erasure stands behind those whose entries, at these places, came before its own."""
+        if not places or header.index > places[-1]:
+            places.append(header.index)
+        elif places[bisect_left(places, header.index)] == header.index:
+            self.tell("duplicated", f"the erasure {header.erasure} stands there twice")
+        else:
+            self.tell("reordered", f"the erasure {header.erasure} stands in another place")
 
     def _close_erasure(self, header: Erased | None, indexes: array[int], manifest: Manifest) -> None:
         """Whether the ledger has an entry about an erasure of just these events."""
@@ -395,13 +402,13 @@ class _Audit:
         try:
             made = read_system(header.entry)
             proof = Proof.parse(header.proof)
-            if proof.note not in self.notes:
-                self.notes[proof.note] = self._signed_by_log(proof.note, manifest)
+            if proof.note != self.last[0]:
+                self.last = proof.note, self._signed_by_log(proof.note, manifest)
         except (ValueError, RecursionError) as error:
             return (str(error) if isinstance(error, NoteError) else "its entry cannot be read"), None
         if not isinstance(made, ErasureMade):
             return "its entry is about something else", None
-        checkpoint = self.notes[proof.note]
+        checkpoint = self.last[1]
         ours, leaf = self.checkpoint, tree.leaf_hash(header.entry)
         said = (made.erasure, made.reason, made.events, made.sha256)
         tells = (header.erasure, header.reason, len(indexes), erased_digest(header.salt, indexes))

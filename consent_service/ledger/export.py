@@ -120,7 +120,7 @@ class Erased(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     erasure: UUID
     reason: ErasureReason
-    index: int
+    index: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
     """Of its entry."""
     events: int
     salt: Salt

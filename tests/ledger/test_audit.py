@@ -21,7 +21,7 @@ from test_exports import Lively, erase, events, export, furnish, known, owner
 from consent_service import db
 from consent_service.ledger import Log, audit, columns, container, entry, read_head, tree
 from consent_service.ledger import export as form
-from consent_service.ledger.note import WITNESS, Checkpoint, Signer, sign
+from consent_service.ledger.note import WITNESS, Checkpoint, Signer, base64_text, sign
 from consent_service.ledger.proof import Proof
 from consent_service.ledger.trust import Trust, trusting
 from consent_service.ledger.verdict import as_text
@@ -515,6 +515,26 @@ def test_a_bomb_is_not_unpacked(sources: dict[str, Source], size: int) -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 32 << 20
+
+
+def test_many_erasures_are_read_in_little_memory(sources: dict[str, Source]) -> None:
+    """Each with a checkpoint of its own, as long as a note may be."""
+    source = sources["everything"]
+    (head, lists), *_ = erasures_of(source)
+    one = msgspec.json.decode(head, type=form.Erased)
+    proof = Proof.parse(one.proof)
+    lines, signatures = [], [base64_text(random.Random(n).randbytes(680)) for n in range(60)]
+    for number in range(200):
+        others = "".join(f"\u2014 other{number} {signature}\n" for signature in signatures)
+        noted = msgspec.structs.replace(proof, note=proof.note + others)
+        lines += [form.ENCODER.encode(msgspec.structs.replace(one, proof=str(noted))) + b"\n", lists]
+    file = signed(source, {**source.parts, form.ERASURES: b"".join(lines)})
+    tracemalloc.start()
+    found = audit.verify(io.BytesIO(file), source.trust)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (found.counts["duplicated"], found.erasures_count, len(found.erasures)) == (199, 200, 20)
+    assert peak < 12 << 20
 
 
 @pytest.mark.parametrize("line", [
