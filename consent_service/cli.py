@@ -43,7 +43,7 @@ from consent_service.ledger.publish import Publisher
 from consent_service.ledger.trust import MAX_TRUST, Trust, trusting
 from consent_service.policies import store
 from consent_service.settings import Settings
-from consent_service.vault import Vault, private
+from consent_service.vault import Vault
 
 Result = TypeVar("Result")
 
@@ -447,26 +447,16 @@ def export_ledger(
         namespace, _, value = kept["subject"].partition(":")
         kept["subject"] = {"type": namespace, "id": value}
     body = decode.body(msgspec.json.encode({"format": kind, **kept}), exports.ExportBody)
-    draft = output.with_name(f".{output.name}.{os.getpid()}")
 
-    async def write(reach: InReach, file: BinaryIO) -> exports.ExportRow:
+    async def write(reach: InReach, take: Callable[[bytes], None]) -> exports.ExportRow:
         row = await exports.order(reach.ledger, body, exports.OPERATOR)
         with _progress(None if as_json else 2 * (row.end - row.first), "Exporting") as advance:
-            async for piece in exports.deliver(reach.ledger, row, advance):
-                file.write(piece)
+            async for piece in await exports.fetch(reach.ledger, row, advance):
+                take(piece)
         return row
 
-    try:
-        # Everybody in it can be read: nobody but the owner may.
-        with open(draft, "wb", opener=private) as file:
-            row = _for_ledger(tenant, data, database_url, lambda reach: write(reach, file))
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(output)
-    except OSError as error:
-        raise SetupError(f"The file {output} cannot be written: {error.strerror}.") from None
-    finally:
-        draft.unlink(missing_ok=True)
+    with exports.saving(output) as take:
+        row = _for_ledger(tenant, data, database_url, lambda reach: write(reach, take))
     facts = {"export": row.export, "file": str(output), "size": row.size, "first": row.first, "end": row.end}
     text = f"Written to {output}: entries {row.first} up to {row.end} of {row.size}."
     _tell(as_json, facts, f"{text} Check: consent verify {output} --key VKEY")

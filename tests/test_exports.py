@@ -9,6 +9,7 @@ import os
 import uuid
 import zipfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,8 +19,9 @@ from conftest import NOTICE, Tenant
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from consent_service import app, db, tenants
-from consent_service.exports import delivery
+from consent_service import app, db, exports, tenants
+from consent_service.errors import NotFound, SetupError
+from consent_service.exports import delivery, draft
 from consent_service.ledger import append, audit, entry, lock_head, read_head, receipt, standing, turns
 from consent_service.ledger import export as form
 from consent_service.ledger.note import WITNESS, Signer
@@ -328,6 +330,9 @@ async def test_what_was_annulled_is_not_followed(lively: Lively) -> None:
     before, _ = await export(tenant, subject=lively.ada)
     answer = await tenant.post(f"/v1/links/{link}/annul", {"reason": "false"}, key="dpo")
     assert answer.status_code == 200, answer.text
+    row = await exports.find(ledger, before["id"])
+    with pytest.raises(NotFound, match="annulled"):
+        await exports.fetch(ledger, row)
     refused = await get(tenant, before["file"])
     assert (refused.status_code, "annulled" in refused.json()["detail"]) == (404, True), "nor given out any more"
     _, file = await export(tenant, subject=lively.ada)
@@ -512,6 +517,26 @@ async def test_a_checkpoint_that_was_published_is_the_one_that_is_exported(livel
     await genuine(tenant, file)
     assert member(file, "checkpoint").decode() == note
     assert member(file, "timestamp.tsr") == b"token"
+
+
+def test_only_what_is_wrong_with_the_file_is_told_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lost database is no file that cannot be written, and a full disk is no lost database."""
+    lost = pytest.raises(ConnectionResetError, match="by peer")
+    with lost, exports.saving(tmp_path / "x.zip") as take:
+        take(b"some")
+        raise ConnectionResetError("by peer")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(SetupError, match="No such file"), exports.saving(tmp_path / "no" / "x.zip"):
+        pass
+    with exports.saving(tmp_path / "x.zip") as take:
+        take(b"whole")
+    assert [(file.name, file.read_bytes(), file.stat().st_mode & 0o777) for file in tmp_path.iterdir()] == [
+        ("x.zip", b"whole", 0o600)
+    ]  # fmt: skip
+    monkeypatch.setattr(draft, "private", lambda _path, flags: os.open("/dev/full", flags & ~os.O_CREAT))
+    full = pytest.raises(SetupError, match="No space left")
+    with full, exports.saving(tmp_path / "y.zip") as take, db.told():
+        take(bytes(1 << 20))
 
 
 async def test_a_frozen_ledger_takes_no_order(lively: Lively, owner: db.Pool) -> None:

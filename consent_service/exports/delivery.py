@@ -80,11 +80,7 @@ _READ_ERASED = db.many("exports", "read_erased", ErasedRow)
 _NOTE_PROGRESS = db.execute("exports", "note_progress")
 
 
-def _nobody(_count: int) -> None:
-    """Wants to know nothing."""
-
-
-async def deliver(ledger: Ledger, row: ExportRow, tell: Callable[[int], None] = _nobody) -> AsyncGenerator[bytes, None]:
+async def deliver(ledger: Ledger, row: ExportRow, tell: Callable[[int], None]) -> AsyncGenerator[bytes, None]:
     """The pieces of the file of an export; `tell` hears of how many more entries were passed, twice of each.
 
     A piece may be empty: then there was work and nothing to show for it, which keeps a waiting caller waiting.
