@@ -519,6 +519,19 @@ async def test_a_checkpoint_that_was_published_is_the_one_that_is_exported(livel
     assert member(file, "timestamp.tsr") == b"token"
 
 
+@pytest.mark.parametrize("place", [0, 3, -1])
+async def test_a_range_of_which_entries_are_lost_is_not_signed(lively: Lively, owner: db.Pool, place: int) -> None:
+    made, _ = await export(lively.tenant)
+    ledger = lively.tenant.services.ledgers.of(lively.tenant.log_id)
+    row = await exports.find(ledger, made["id"])
+    async with db.connection(owner, lively.tenant.log_id) as connection:
+        gone = range(row.end)[place]
+        await connection.execute("DELETE FROM ledger_entry WHERE log_id = $1 AND idx = $2", ledger.log_id, gone)
+    pieces = await exports.fetch(ledger, row)
+    with pytest.raises(NotFound, match="not in the database"):
+        b"".join([piece async for piece in pieces])
+
+
 def test_only_what_is_wrong_with_the_file_is_told_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A lost database is no file that cannot be written, and a full disk is no lost database."""
     lost = pytest.raises(ConnectionResetError, match="by peer")

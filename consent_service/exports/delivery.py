@@ -15,6 +15,7 @@ import msgspec
 from msgspec.structs import replace
 
 from consent_service import db
+from consent_service.errors import NotFound
 from consent_service.exports.model import ExportRow
 from consent_service.ledger import Ledger, Log, columns, export, parquet, read_head, tree
 from consent_service.ledger.container import Stream, Writer
@@ -84,6 +85,9 @@ async def deliver(ledger: Ledger, row: ExportRow, tell: Callable[[int], None]) -
     """The pieces of the file of an export; `tell` hears of how many more entries were passed, twice of each.
 
     A piece may be empty: then there was work and nothing to show for it, which keeps a waiting caller waiting.
+
+    Raises:
+        NotFound: the database does not hold every entry of the range; nothing was signed.
     """
     delivery = _Delivery(ledger, row, tell)
     for part in (delivery.opening, delivery.entries, delivery.proof, delivery.events, delivery.strands,
@@ -137,6 +141,11 @@ class _Delivery:
     async def _read_entries(self, place: int) -> list[bytes]:
         async with self.ledger.connection() as connection:
             rows = await READ_ENTRIES(connection, self.ledger.log_id, place, min(place + PAGE, self.row.end))
+        if len(rows) < min(PAGE, self.row.end - place):
+            raise NotFound(
+                f"Entries of the ledger are not in the database, from {place} on. Restore a copy that holds them, then "
+                "fetch the export again."
+            )
         return [row.entry for row in rows]
 
     def _bundled(self, page: list[bytes]) -> bytes:
