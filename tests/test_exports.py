@@ -528,7 +528,7 @@ async def test_a_range_of_which_entries_are_lost_is_not_signed(lively: Lively, o
         gone = range(row.end)[place]
         await connection.execute("DELETE FROM ledger_entry WHERE log_id = $1 AND idx = $2", ledger.log_id, gone)
     pieces = await exports.fetch(ledger, row)
-    with pytest.raises(NotFound, match="not in the database"):
+    with pytest.raises(NotFound, match="does not hold the whole ledger"):
         b"".join([piece async for piece in pieces])
 
 

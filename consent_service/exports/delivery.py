@@ -23,7 +23,7 @@ from consent_service.ledger.entry import PERSONAL, ErasureReason, tag
 from consent_service.ledger.export import ENCODER, Counts, Erased, Filter, Format, Line, Manifest, Span, Strand
 from consent_service.ledger.note import Checkpoint, split
 from consent_service.ledger.proof import Proof
-from consent_service.ledger.tiles import READ_ENTRIES, prove, proved
+from consent_service.ledger.tiles import entries, prove, proved
 from consent_service.ledger.trust import trusting
 from consent_service.vault import Place, StrandKey
 
@@ -139,14 +139,13 @@ class _Delivery:
             yield b""
 
     async def _read_entries(self, place: int) -> list[bytes]:
-        async with self.ledger.connection() as connection:
-            rows = await READ_ENTRIES(connection, self.ledger.log_id, place, min(place + PAGE, self.row.end))
-        if len(rows) < min(PAGE, self.row.end - place):
+        try:
+            async with self.ledger.connection() as connection:
+                return await entries(connection, self.ledger.log_id, place, min(place + PAGE, self.row.end))
+        except LookupError as error:
             raise NotFound(
-                f"Entries of the ledger are not in the database, from {place} on. Restore a copy that holds them, then "
-                "fetch the export again."
-            )
-        return [row.entry for row in rows]
+                f"The database does not hold the whole ledger: {error}. Restore a copy that does, then fetch it again."
+            ) from error
 
     def _bundled(self, page: list[bytes]) -> bytes:
         self.personal += sum([entry[:1] == PERSONAL for entry in page])

@@ -19,8 +19,9 @@ from consent_service.auth import Credential, Scope
 from consent_service.errors import NotFound
 from consent_service.ledger import tiles
 from consent_service.ledger.book import Ledger, Ledgers
+from consent_service.ledger.export import bundled
 from consent_service.ledger.head import read_head
-from consent_service.ledger.tiles import READ_ENTRIES, WIDTH, Place
+from consent_service.ledger.tiles import WIDTH, Place
 
 AUDITORS: frozenset[Scope] = frozenset({"events", "export"})
 """Any of these lets a tenant's own callers read a ledger that is not public."""
@@ -81,6 +82,7 @@ class Mirror:
 
         Raises:
             NotFound: as for a checkpoint, or the published tree has no such tile.
+            LookupError: the database does not have all of it; a part would be kept for ever by whoever asked.
         """
         found = _parse(path)
         ledger = await self._ledger(slug)
@@ -92,8 +94,8 @@ class Mirror:
             if tiles.width(Place(max(place.level, 0), place.n), shown.size) < wide:
                 raise NotFound(_NO_TILE)
             if place.level == _BUNDLE:
-                rows = await READ_ENTRIES(connection, ledger.log_id, place.n * WIDTH, place.n * WIDTH + wide)
-                return Shown(b"".join(len(row.entry).to_bytes(2, "big") + row.entry for row in rows), public)
+                first = place.n * WIDTH
+                return Shown(bundled(await tiles.entries(connection, ledger.log_id, first, first + wide)), public)
             return Shown(b"".join(await tiles.read(connection, ledger.log_id, place, wide)), public)
 
     async def _ledger(self, slug: str) -> Ledger:
