@@ -341,14 +341,15 @@ async def logout(made: Services, call: Call) -> bytes:
 
 
 async def checkpoint(made: Services, call: Call) -> Reply:
-    """See `ledger.mirror.Mirror.checkpoint`."""
-    shown = await made.mirror.checkpoint(call.params["tenant"], call.credential)
+    """See `ledger.mirror.Mirror.checkpoint`. An address without an epoch is that of the first."""
+    shown = await made.mirror.checkpoint(call.params["tenant"], call.params.get("epoch", "1"), call.credential)
     return Reply(shown.body, "text/plain", headers={"cache-control": "no-cache"})
 
 
 async def tile(made: Services, call: Call) -> Reply:
-    """See `ledger.mirror.Mirror.tile`. A tile never changes."""
-    shown = await made.mirror.tile(call.params["tenant"], call.params["tile"], call.credential)
+    """See `ledger.mirror.Mirror.tile`. A tile of an epoch never changes."""
+    params = call.params
+    shown = await made.mirror.tile(params["tenant"], params.get("epoch", "1"), params["tile"], call.credential)
     whose = "public" if shown.public else "private"
     kept = {"cache-control": f"{whose}, max-age=31536000, immutable"}
     return Reply(shown.body, "application/octet-stream", headers=kept)
@@ -403,6 +404,8 @@ ROUTES: dict[Operation, Handler] = {
     operations.LOGOUT: logout,
     operations.CHECKPOINT: checkpoint,
     operations.TILE: tile,
+    operations.EPOCH_CHECKPOINT: checkpoint,
+    operations.EPOCH_TILE: tile,
     operations.LIVE: live,
     operations.READY: ready,
     operations.METRICS: metrics,

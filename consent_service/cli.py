@@ -43,7 +43,7 @@ from consent_service.ledger.publish import Publisher
 from consent_service.ledger.trust import MAX_TRUST, Trust, trusting
 from consent_service.policies import store
 from consent_service.settings import Settings
-from consent_service.vault import Vault, private
+from consent_service.vault import Vault
 
 Result = TypeVar("Result")
 
@@ -358,11 +358,12 @@ def _read_status(tenant: str, data: str | None, database_url: str | None) -> sta
 @service_options
 @as_json
 def ledger_status(tenant: str, as_json: bool, data: str | None, database_url: str | None) -> None:
-    """Tell how many entries the ledger has, the hash of its tree, and the key that it signs with."""
+    """Tell how many entries the ledger has, the hash of its tree, and the keys that it signs with, or once did."""
     status = _read_status(tenant, data, database_url)
     lines = [
         ("origin", status.origin), ("epoch", status.epoch), ("size", status.size), ("root", status.root),
         ("published", status.published), ("frozen", status.frozen or "no"), *(("key", key) for key in status.keys),
+        *(("retired", key) for key in status.retired),
     ]  # fmt: skip
     _tell(as_json, status, _table(lines))
 
@@ -444,35 +445,29 @@ def export_ledger(
         namespace, _, value = kept["subject"].partition(":")
         kept["subject"] = {"type": namespace, "id": value}
     body = decode.body(msgspec.json.encode({"format": kind, **kept}), exports.ExportBody)
-    draft = output.with_name(f".{output.name}.{os.getpid()}")
 
-    async def write(reach: InReach, file: BinaryIO) -> exports.ExportRow:
+    async def write(reach: InReach, take: Callable[[bytes], None]) -> exports.ExportRow:
         row = await exports.order(reach.ledger, body, exports.OPERATOR)
         with _progress(None if as_json else 2 * (row.end - row.first), "Exporting") as advance:
-            async for piece in exports.deliver(reach.ledger, row, advance):
-                file.write(piece)
+            async for piece in await exports.fetch(reach.ledger, row, advance):
+                take(piece)
         return row
 
-    try:
-        # Everybody in it can be read: nobody but the owner may.
-        with open(draft, "wb", opener=private) as file:
-            row = _for_ledger(tenant, data, database_url, lambda reach: write(reach, file))
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(output)
-    except OSError as error:
-        raise SetupError(f"The file {output} cannot be written: {error.strerror}.") from None
-    finally:
-        draft.unlink(missing_ok=True)
+    with exports.saving(output) as take:
+        row = _for_ledger(tenant, data, database_url, lambda reach: write(reach, take))
     facts = {"export": row.export, "file": str(output), "size": row.size, "first": row.first, "end": row.end}
-    text = f"Written to {output}: entries {row.first} up to {row.end} of {row.size}. Check: consent verify {output}"
-    _tell(as_json, facts, text)
+    text = f"Written to {output}: entries {row.first} up to {row.end} of {row.size}."
+    _tell(as_json, facts, f"{text} Check: consent verify {output} --key VKEY")
 
 
 @consent.command("verify")
 @click.argument("file", type=click.File("rb"))
 @click.option(
-    "--key", "keys_given", multiple=True, metavar="VKEY", help="A log's key, as `consent ledger status` shows it."
+    "--key",
+    "keys_given",
+    multiple=True,
+    metavar="VKEY",
+    help="A log's key, as `consent ledger status` shows it; several times: of older files the `retired` ones too.",
 )
 @click.option(
     "--trust",
@@ -481,15 +476,16 @@ def export_ledger(
     help="A file that says which logs and witnesses are trusted (c2sp.org/tlog-policy).",
 )
 @click.option("--policy", "folder", metavar="FOLDER", help="The policy in force then: tells in words what it says.")
-@click.option("--language", metavar="LANGUAGE", default="en", show_default=True, help="Of those words: de or en.")
+@click.option("--language", metavar="LANGUAGE", help="Of those words: de, en (default), or another of the policy's.")
 @as_json
 def verify_file(
-    file: BinaryIO, keys_given: tuple[str, ...], trust: TextIO | None, folder: str | None, language: str, as_json: bool
-) -> None:
+    file: BinaryIO, keys_given: tuple[str, ...], trust: TextIO | None, folder: str | None, language: str | None,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Check an export or a receipt: offline, by itself and the keys that you trust. Exit code 0: genuine, 1: not.
 
-    An export brings the key that it is signed with. Without one of yours it is checked against that, which shows no
-    more than that it is whole.
+    An export brings the key that it is signed with. Without one of yours it is checked against that: then 0 means no
+    more than that it is consistent in itself, and whose it is was not checked.
     """
     if keys_given and trust is not None:
         raise click.UsageError("Name whom you trust once: by --key, or by a --trust file.")
@@ -498,13 +494,17 @@ def verify_file(
         whom = None if text is None else Trust.parse(text)
     except NoteError as error:
         raise click.UsageError(f"That is nobody to trust: {error}.") from None
+    if language is not None and folder is None:
+        raise click.UsageError("--language is that of the words that --policy tells: name its folder too.")
     start = file.read(MAX_PROOF + 1)
+    if start.startswith(container.MAGIC) and folder is not None:
+        raise click.UsageError("--policy tells what a receipt says, and this is an export: leave it out.")
     if start.startswith(container.MAGIC):
         _verify_export(file, whom, as_json)
     elif whom is None:
         raise click.UsageError("Name whom you trust: one --key or more, or a --trust file. A receipt brings none.")
     else:
-        _verify_receipt(start.decode(errors="surrogateescape"), whom, folder, language, as_json)
+        _verify_receipt(start.decode(errors="surrogateescape"), whom, folder, language or "en", as_json)
 
 
 def _verify_export(file: BinaryIO, whom: Trust | None, as_json: bool) -> None:
@@ -512,7 +512,7 @@ def _verify_export(file: BinaryIO, whom: Trust | None, as_json: bool) -> None:
         raise click.UsageError("An export is read by its directory: give a file, not a pipe.")
     found = audit.verify(file, whom)
     _tell(as_json, found, verdict.as_text(found))
-    if not found.genuine:
+    if not found.consistent:
         sys.exit(1)
 
 
@@ -521,6 +521,8 @@ def _verify_receipt(text: str, whom: Trust, folder: str | None, language: str, a
         policy = None if folder is None else policies.load(policies.find(folder))
     except ConsentError as error:
         raise click.UsageError(str(error)) from None
+    if policy is not None and language not in (known := records.languages(policy)):
+        raise click.UsageError(f"There are no words in the language {language!r}: take one of {', '.join(known)}.")
     try:
         found = receipt.verify(text, whom)
     except NoteError as error:

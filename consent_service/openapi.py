@@ -38,6 +38,7 @@ PROBLEM = {
 _PARAMETERS = {
     "id": {"type": "string", "format": "uuid"},
     "tenant": {"type": "string", "pattern": "^[a-z0-9]+([._-][a-z0-9]+)*$", "maxLength": 64},
+    "epoch": {"type": "integer", "minimum": 1, "maximum": 999_999_999},
     "tile": {
         "type": "string",
         "pattern": "^(entries|[0-9]{1,2})/(x[0-9]{3}/)*[0-9]{3}(\\.p/[0-9]{1,3})?$",

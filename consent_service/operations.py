@@ -119,6 +119,16 @@ TILE = Operation(
     media_type="application/octet-stream", errors=frozenset({404}),
     summary="Hashes of the ledger's tree by 256, `L/N`, or `entries/N`; in part `….p/W` (c2sp.org/tlog-tiles).",
 )  # fmt: skip
+EPOCH_CHECKPOINT = Operation(
+    method="GET", path="/ledger/{tenant}/{epoch}/checkpoint", id="readEpochCheckpoint", tag="ledger", public=True,
+    scopes=None, media_type="text/plain", errors=frozenset({404}),
+    summary="The same of an epoch, in which the ledger is a log of its own; without a number it is the first.",
+)  # fmt: skip
+EPOCH_TILE = Operation(
+    method="GET", path="/ledger/{tenant}/{epoch}/tile/{tile*}", id="readEpochTile", tag="ledger", public=True,
+    scopes=None, media_type="application/octet-stream", errors=frozenset({404}),
+    summary="Tiles of the log of that epoch.",
+)  # fmt: skip
 LIVE = Operation(
     method="GET", path="/livez", id="live", tag="operation", public=True, scopes=None,
     summary="Whether the process answers; does not follow the database.",
@@ -142,5 +152,6 @@ DESCRIPTION = Operation(
 
 ALL = (
     RECORD, DEVICE, RECEIPT, CHECK, CHECKS, STATE, HISTORY, LINKS, CONFLICTS, CHALLENGE, LINK, END, ANNUL, ERASE,
-    EXPORT, READ_EXPORT, EXPORT_FILE, REVOKE, LOGOUT, CHECKPOINT, TILE, LIVE, READY, METRICS, DOCS, DESCRIPTION,
+    EXPORT, READ_EXPORT, EXPORT_FILE, REVOKE, LOGOUT, CHECKPOINT, TILE, EPOCH_CHECKPOINT, EPOCH_TILE, LIVE, READY,
+    METRICS, DOCS, DESCRIPTION,
 )  # fmt: skip

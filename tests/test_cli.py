@@ -21,7 +21,7 @@ from conftest import SECRET, Tenant
 from demos import CONSENT, Demo, clean_environment, new_place, processes, running, within
 
 from consent_service import __version__, cli, db
-from consent_service.ledger import note
+from consent_service.ledger import container, note
 from consent_service.policies import find
 
 
@@ -702,6 +702,21 @@ def test_what_is_falsified_is_1_and_whom_nobody_can_trust_2(bare: Path):
     assert consent(bare, "verify", "nothing", "--key", str(log.verifier)).returncode == 2
 
 
+def test_an_option_of_verify_that_would_do_nothing_is_2(bare: Path):
+    key = str(note.Signer("consent.example/demo", bytes(32)).verifier)
+    (bare / "receipt").write_text("")
+    (bare / "export").write_bytes(container.MAGIC)
+    for file, options, words in (
+        ("export", ("--policy", "demo"), "this is an export"),
+        ("export", ("--language", "de"), "name its folder too"),
+        ("receipt", ("--language", "de"), "name its folder too"),
+        ("receipt", ("--policy", "demo", "--language", "fr"), "no words in the language 'fr': take one of de, en."),
+        ("receipt", ("--policy", "demo", "--language", "German"), "take one of de, en."),
+    ):
+        done = consent(bare, "verify", file, "--key", key, *options)
+        assert (done.returncode, done.stdout, words in " ".join(done.stderr.split())) == (2, "", True), done.stderr
+
+
 def test_an_export_is_written_and_verified_by_whoever_has_the_file_and_the_key(place: Path):
     with running(place) as demo, demo.client() as client:
         for name in ("ada", "bob"):
@@ -727,8 +742,9 @@ def test_an_export_is_written_and_verified_by_whoever_has_the_file_and_the_key(p
         assert found["manifest"]["counts"]["opened"] == events
     alone = consent(place, "verify", "all.zip")
     assert (alone.returncode, status["keys"][0] in alone.stdout) == (0, True)
-    assert "came with the file" in alone.stdout
-    assert json.loads(consent(place, "verify", "all.zip", "--json").stdout)["trusted"] is False
+    assert alone.stdout.startswith("NOT CHECKED whose it is")
+    facts = json.loads(consent(place, "verify", "all.zip", "--json").stdout)
+    assert (facts["genuine"], facts["consistent"], facts["trusted"]) == (False, True, False)
     stranger = str(note.Signer("localhost/demo", bytes(32)).verifier)
     assert "signature" in consent(place, "verify", "all.zip", "--key", stranger).stdout
     raw = (place / "all.zip").read_bytes()

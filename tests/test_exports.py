@@ -9,6 +9,7 @@ import os
 import uuid
 import zipfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,9 +19,10 @@ from conftest import NOTICE, Tenant
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from consent_service import app, db, tenants
-from consent_service.exports import delivery
-from consent_service.ledger import append, audit, entry, lock_head, read_head, receipt, standing
+from consent_service import app, db, exports, tenants
+from consent_service.errors import NotFound, SetupError
+from consent_service.exports import delivery, draft
+from consent_service.ledger import append, audit, entry, lock_head, read_head, receipt, standing, turns
 from consent_service.ledger import export as form
 from consent_service.ledger.note import WITNESS, Signer
 from consent_service.ledger.trust import Trust, trusting
@@ -328,6 +330,9 @@ async def test_what_was_annulled_is_not_followed(lively: Lively) -> None:
     before, _ = await export(tenant, subject=lively.ada)
     answer = await tenant.post(f"/v1/links/{link}/annul", {"reason": "false"}, key="dpo")
     assert answer.status_code == 200, answer.text
+    row = await exports.find(ledger, before["id"])
+    with pytest.raises(NotFound, match="annulled"):
+        await exports.fetch(ledger, row)
     refused = await get(tenant, before["file"])
     assert (refused.status_code, "annulled" in refused.json()["detail"]) == (404, True), "nor given out any more"
     _, file = await export(tenant, subject=lively.ada)
@@ -368,8 +373,26 @@ async def test_a_key_of_another_ledger_proves_nothing(lively: Lively, make_tenan
     _, table = await export(lively.tenant, format="parquet")
     assert set((await verified(other, table)).counts) == {"signature"}
     alone = audit.verify(io.BytesIO(file), None)
-    assert (alone.genuine, alone.trusted) == (True, False)
-    assert "came with the file" in as_text(alone)
+    assert (alone.genuine, alone.consistent, alone.trusted) == (False, True, False)
+    first, *rest = as_text(alone).split("\n")
+    assert first.startswith("NOT CHECKED whose it is")
+    assert rest[0].strip() in [str(log) for log in (await known(lively.tenant)).logs]
+    assert not any(line.startswith("Genuine") for line in rest)
+
+
+async def test_what_is_older_than_a_rotation_is_verified_by_the_keys_that_the_status_tells(lively: Lively) -> None:
+    """One that was ordered before it and fetched after is signed by both: its checkpoint then, its manifest now."""
+    ledger = lively.tenant.services.ledgers.of(lively.tenant.log_id)
+    ordered, before = await export(lively.tenant)
+    async with ledger.connection() as connection:
+        await turns.add_key(connection, ledger)
+        await turns.retire_key(connection, ledger)
+        status = await standing.status(connection, ledger)
+    across = (await get(lively.tenant, ordered["file"])).content
+    assert not set(status.keys) & set(status.retired)
+    for file in (before, across):
+        assert audit.verify(io.BytesIO(file), Trust.parse(trusting([*status.keys, *status.retired]))).genuine
+        assert set(audit.verify(io.BytesIO(file), Trust.parse(trusting(status.keys))).counts) == {"signature"}
 
 
 async def test_the_files_head_alone_is_asked_for_without_work(lively: Lively) -> None:
@@ -494,6 +517,39 @@ async def test_a_checkpoint_that_was_published_is_the_one_that_is_exported(livel
     await genuine(tenant, file)
     assert member(file, "checkpoint").decode() == note
     assert member(file, "timestamp.tsr") == b"token"
+
+
+@pytest.mark.parametrize("place", [0, 3, -1])
+async def test_a_range_of_which_entries_are_lost_is_not_signed(lively: Lively, owner: db.Pool, place: int) -> None:
+    made, _ = await export(lively.tenant)
+    ledger = lively.tenant.services.ledgers.of(lively.tenant.log_id)
+    row = await exports.find(ledger, made["id"])
+    async with db.connection(owner, lively.tenant.log_id) as connection:
+        gone = range(row.end)[place]
+        await connection.execute("DELETE FROM ledger_entry WHERE log_id = $1 AND idx = $2", ledger.log_id, gone)
+    pieces = await exports.fetch(ledger, row)
+    with pytest.raises(NotFound, match="does not hold the whole ledger"):
+        b"".join([piece async for piece in pieces])
+
+
+def test_only_what_is_wrong_with_the_file_is_told_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lost database is no file that cannot be written, and a full disk is no lost database."""
+    lost = pytest.raises(ConnectionResetError, match="by peer")
+    with lost, exports.saving(tmp_path / "x.zip") as take:
+        take(b"some")
+        raise ConnectionResetError("by peer")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(SetupError, match="No such file"), exports.saving(tmp_path / "no" / "x.zip"):
+        pass
+    with exports.saving(tmp_path / "x.zip") as take:
+        take(b"whole")
+    assert [(file.name, file.read_bytes(), file.stat().st_mode & 0o777) for file in tmp_path.iterdir()] == [
+        ("x.zip", b"whole", 0o600)
+    ]  # fmt: skip
+    monkeypatch.setattr(draft, "private", lambda _path, flags: os.open("/dev/full", flags & ~os.O_CREAT))
+    full = pytest.raises(SetupError, match="No space left")
+    with full, exports.saving(tmp_path / "y.zip") as take, db.told():
+        take(bytes(1 << 20))
 
 
 async def test_a_frozen_ledger_takes_no_order(lively: Lively, owner: db.Pool) -> None:

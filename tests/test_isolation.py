@@ -256,7 +256,7 @@ class World:
         raw = b"" if sent.body is None else sent.body
         raw = raw if isinstance(raw, bytes) else msgspec.json.encode(raw)
         path = operation.path.replace("{id}", sent.link).replace("{tenant}", sent.link)
-        path = path.replace("{tile*}", "entries/000.p/1")
+        path = path.replace("{tile*}", "entries/000.p/1").replace("{epoch}", "1")
         media = "application/x-www-form-urlencoded" if operation.form else "application/json"
         fields = {"authorization": bearer and f"Bearer {bearer}", "idempotency-key": sent.key,
                   "content-length": str(len(raw)), "content-type": media if operation.body else None}  # fmt: skip
@@ -559,7 +559,7 @@ def others(me: Tenant, them: Tenant, caller: str) -> dict[str, list[Sent]]:
         "revokeToken": [*map(Sent, revoked)],
         "backChannelLogout": [Sent(f"logout_token={ended}".encode()), Sent(b"logout_token=a.b.c")],
         "metrics": [Sent()] if caller in ("nobody", "service", "person") else [],  # takes its time
-        **{name: [Sent(link=one.word) for one in (me, them)] for name in ("readCheckpoint", "readTile")},
+        **{name: [Sent(link=one.word) for one in (me, them)] for name in (*CHECKPOINTS, *TILES)},
         **{name: [Sent()] for name in ("live", "ready", "docs", "openapi")},
     }
 
@@ -592,6 +592,9 @@ def learn(me: Tenant, answer: Answer, sent: Sent) -> None:
     me.told.update(set(IDS.findall(answer.body)) - set(IDS.findall(str(sent))))
 
 
+CHECKPOINTS, TILES = ("readCheckpoint", "readEpochCheckpoint"), ("readTile", "readEpochTile")
+
+
 @dataclass
 class Run:
     """What one tenant was answered, and what passed between tenants meanwhile."""
@@ -605,7 +608,7 @@ class Run:
     def note(self, label: str, operation: Operation, answer: Answer) -> None:
         headers = [(name, self.masked(text)) for name, text in answer.headers if name != "content-length"]
         # Metrics count what went before; an entry has the length of its time.
-        body = "" if operation.id in ("metrics", "readTile") and answer.status == 200 else answer.body
+        body = "" if operation.id in ("metrics", *TILES) and answer.status == 200 else answer.body
         if answer.status == 200 and operation.id in ("readState", "readConflicts", "eraseSubject"):
             body = msgspec.json.encode(ordered(answer.json())).decode()
         self.answers[label] = (answer.status, headers, body if operation.tag == "operation" else self.masked(body))

@@ -15,6 +15,7 @@ import msgspec
 from msgspec.structs import replace
 
 from consent_service import db
+from consent_service.errors import NotFound
 from consent_service.exports.model import ExportRow
 from consent_service.ledger import Ledger, Log, columns, export, parquet, read_head, tree
 from consent_service.ledger.container import Stream, Writer
@@ -22,7 +23,7 @@ from consent_service.ledger.entry import PERSONAL, ErasureReason, tag
 from consent_service.ledger.export import ENCODER, Counts, Erased, Filter, Format, Line, Manifest, Span, Strand
 from consent_service.ledger.note import Checkpoint, split
 from consent_service.ledger.proof import Proof
-from consent_service.ledger.tiles import READ_ENTRIES, prove, proved
+from consent_service.ledger.tiles import entries, prove, proved
 from consent_service.ledger.trust import trusting
 from consent_service.vault import Place, StrandKey
 
@@ -80,14 +81,13 @@ _READ_ERASED = db.many("exports", "read_erased", ErasedRow)
 _NOTE_PROGRESS = db.execute("exports", "note_progress")
 
 
-def _nobody(_count: int) -> None:
-    """Wants to know nothing."""
-
-
-async def deliver(ledger: Ledger, row: ExportRow, tell: Callable[[int], None] = _nobody) -> AsyncGenerator[bytes, None]:
+async def deliver(ledger: Ledger, row: ExportRow, tell: Callable[[int], None]) -> AsyncGenerator[bytes, None]:
     """The pieces of the file of an export; `tell` hears of how many more entries were passed, twice of each.
 
     A piece may be empty: then there was work and nothing to show for it, which keeps a waiting caller waiting.
+
+    Raises:
+        NotFound: the database does not hold every entry of the range; nothing was signed.
     """
     delivery = _Delivery(ledger, row, tell)
     for part in (delivery.opening, delivery.entries, delivery.proof, delivery.events, delivery.strands,
@@ -139,9 +139,13 @@ class _Delivery:
             yield b""
 
     async def _read_entries(self, place: int) -> list[bytes]:
-        async with self.ledger.connection() as connection:
-            rows = await READ_ENTRIES(connection, self.ledger.log_id, place, min(place + PAGE, self.row.end))
-        return [row.entry for row in rows]
+        try:
+            async with self.ledger.connection() as connection:
+                return await entries(connection, self.ledger.log_id, place, min(place + PAGE, self.row.end))
+        except LookupError as error:
+            raise NotFound(
+                f"The database does not hold the whole ledger: {error}. Restore a copy that does, then fetch it again."
+            ) from error
 
     def _bundled(self, page: list[bytes]) -> bytes:
         self.personal += sum([entry[:1] == PERSONAL for entry in page])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -77,9 +77,7 @@ class Exporter:
         """The pieces of the file, and a name for it; raises NotFound at once, before the first; so Frozen."""
         ledger = self._ledgers.of(credential.log_id)
         row = await find(ledger, export)
-        await _demand_signing(ledger, row)
-        await _demand_true(ledger, row)
-        return deliver(ledger, row), f"export-{row.export}.zip"
+        return await fetch(ledger, row), f"export-{row.export}.zip"
 
     async def _told(self, ledger: Ledger, row: ExportRow) -> bytes:
         async with ledger.connection() as connection:
@@ -105,6 +103,22 @@ async def find(ledger: Ledger, export: str) -> ExportRow:
     if row is None:
         raise NotFound("There is no such export.")
     return row
+
+
+def _nobody(_count: int) -> None:
+    """Wants to know nothing."""
+
+
+async def fetch(ledger: Ledger, row: ExportRow, tell: Callable[[int], None] = _nobody) -> AsyncGenerator[bytes, None]:
+    """The pieces of the file of an export, if it may be given out; see `deliver`.
+
+    Raises:
+        Frozen: the ledger signs nothing.
+        NotFound: what was ordered is not there any more; says why.
+    """
+    await _demand_signing(ledger, row)
+    await _demand_true(ledger, row)
+    return deliver(ledger, row, tell)
 
 
 async def _demand_signing(ledger: Ledger, row: ExportRow) -> None:

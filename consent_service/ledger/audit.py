@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import re
 from array import array
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
 from operator import lt
@@ -22,7 +23,7 @@ from consent_service.ledger import export, lines, parquet, tree
 from consent_service.ledger.container import Code, Damaged, Reader, stamp
 from consent_service.ledger.entry import PERSONAL, ErasureMade, erased_digest, read_system, tag
 from consent_service.ledger.export import ERASURES, Erased, Indexes, Line, Manifest, Said, Span, Strand
-from consent_service.ledger.note import MAX_NOTE, Checkpoint, NoteError, Verifier, is_name, read
+from consent_service.ledger.note import MAX_NOTE, Checkpoint, NoteError, is_name, read
 from consent_service.ledger.proof import Proof
 from consent_service.ledger.trust import MAX_TRUST, Trust
 from consent_service.ledger.verdict import ErasedNote, Findings, Verdict
@@ -62,7 +63,9 @@ class _Audit:
     def __init__(self, findings: Findings, trust: Trust | None) -> None:
         self.tell, self.note = findings.tell, findings.note
         self.findings = findings
-        self.trust = trust
+        self.given = trust
+        self.trust: Trust
+        """What was given, or else what the file brings."""
         self.manifest: Manifest | None = None
         self.keys: list[str] = []
 
@@ -78,11 +81,14 @@ class _Audit:
             if name not in box.entries:
                 raise Damaged("truncated", f"{name} is not there")
         carried = self._trust()
-        self.trust = self.trust or carried
+        self.trust = self.given or carried
         manifest, raw = self._read_manifest()
         self._demand_signed(export.signed_text(manifest.origin, raw), manifest)
         self._compare_names(manifest)
+        self._demand_range(manifest)
         self.checkpoint = self._checkpoint(manifest)
+        self.last = "", self.checkpoint
+        """The note that was verified last, as most erasures have the same; and what it says."""
         self._walk(manifest, self._span(manifest))
         self._compare_digests(manifest)
         self._account(manifest)
@@ -118,20 +124,13 @@ class _Audit:
     def _demand_signed(self, text: str, manifest: Manifest) -> None:
         """Go on with what the log signed alone: anybody's numbers could ask for any amount of memory."""
         try:
-            note = read(self._text(export.SIGNATURE, MAX_NOTE), self._known)
+            note = read(self._text(export.SIGNATURE, MAX_NOTE), self.trust.keys(manifest.origin))
         except NoteError as error:
             raise NoteError(f"the manifest: {error}") from None
         self.keys = [str(signed.by) for signed in note.signatures]
-        if manifest.origin not in {signed.by.name for signed in note.signatures}:
-            raise NoteError("the log itself did not sign the manifest")
         if note.text != text:
             raise Damaged("altered", "the manifest is not the one that was signed")
         self.manifest = manifest
-
-    @property
-    def _known(self) -> tuple[Verifier, ...]:
-        assert self.trust is not None, "either was given or carried"  # noqa: S101 -- see `run`
-        return self.trust.known
 
     def _compare_names(self, manifest: Manifest) -> None:
         """The members are those of the format, in their order, and those of the manifest."""
@@ -154,10 +153,17 @@ class _Audit:
         if listed != want[:-2]:
             self.tell("altered", "the manifest lists other members than an export has")
 
+    def _demand_range(self, manifest: Manifest) -> None:
+        """Nothing but a time limits the range, and nothing that of one person, shown by all entries."""
+        wanted, whole = manifest.filter, manifest.filter.subject is not None
+        if manifest.first > 0 and (whole or wanted.from_ is None):
+            self.tell("suppressed", "the range begins late, though the filter names no such time")
+        if manifest.end < manifest.size and (whole or wanted.until is None):
+            self.tell("suppressed", "the range ends early, though the filter names no such time")
+
     def _checkpoint(self, manifest: Manifest) -> Checkpoint:
-        note = read(self._text(export.CHECKPOINT, MAX_NOTE), self._known)
+        note = read(self._text(export.CHECKPOINT, MAX_NOTE), self.trust.known)
         checkpoint = Checkpoint.parse(note.text)
-        assert self.trust is not None, "either was given or carried"  # noqa: S101 -- see `run`
         self.trust.demand(checkpoint, note)
         if (checkpoint.size, checkpoint.root.hex()) != (manifest.size, manifest.root):
             self.tell("replayed", f"the checkpoint is that of {checkpoint.size} entries, not the manifest's")
@@ -300,8 +306,6 @@ class _Audit:
             self.strands = _STRANDS.decode(self.box.whole(export.STRANDS, _MANIFEST))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise Damaged("altered", f"{export.STRANDS} cannot be read") from None
-        if (manifest.first, manifest.end) != (0, manifest.size):
-            self.tell("altered", "the export of a subject does not cover the whole ledger")
         if sum(strand.events for strand in self.strands) > manifest.end - manifest.first:
             raise Damaged("altered", "the strands have more events than the ledger")
         return {
@@ -352,9 +356,8 @@ class _Audit:
     def _read_erasures(self, manifest: Manifest) -> None:
         if ERASURES not in self.box.entries:
             return
-        self.notes: dict[str, Checkpoint] = {}
         header: Erased | None = None
-        indexes, seen, before = array("Q"), set(), -1
+        indexes, places = array("Q"), array("Q")
         try:
             for batch in lines.ndjson(self.box.pieces(ERASURES), _ERASURE):
                 for line in batch:
@@ -362,12 +365,8 @@ class _Audit:
                         self.tell("altered", f"{ERASURES}: a line cannot be read")
                     elif isinstance(line, Erased):
                         self._close_erasure(header, indexes, manifest)
-                        if line.erasure in seen:
-                            self.tell("duplicated", f"the erasure {line.erasure} stands there twice")
-                        elif line.index <= before:
-                            self.tell("reordered", f"the erasure {line.erasure} stands in another place")
-                        seen.add(line.erasure)
-                        header, indexes, before = line, array("Q"), line.index
+                        self._demand_later(line, places)
+                        header, indexes = line, array("Q")
                     elif min(line) < 0 or max(line) >= 1 << 63:
                         self.tell("altered", f"{ERASURES}: an index cannot be")
                     else:
@@ -375,6 +374,15 @@ class _Audit:
         except Damaged as error:
             self.tell(error.code, str(error))
         self._close_erasure(header, indexes, manifest)
+
+    def _demand_later(self, header: Erased, places: array[int]) -> None:
+        """Each erasure stands behind those whose entries, at these places, came before its own."""
+        if not places or header.index > places[-1]:
+            places.append(header.index)
+        elif places[bisect_left(places, header.index)] == header.index:
+            self.tell("duplicated", f"the erasure {header.erasure} stands there twice")
+        else:
+            self.tell("reordered", f"the erasure {header.erasure} stands in another place")
 
     def _close_erasure(self, header: Erased | None, indexes: array[int], manifest: Manifest) -> None:
         """Whether the ledger has an entry about an erasure of just these events."""
@@ -394,13 +402,13 @@ class _Audit:
         try:
             made = read_system(header.entry)
             proof = Proof.parse(header.proof)
-            if proof.note not in self.notes:
-                self.notes[proof.note] = self._signed_by_log(proof.note)
+            if proof.note != self.last[0]:
+                self.last = proof.note, self._signed_by_log(proof.note, manifest)
         except (ValueError, RecursionError) as error:
             return (str(error) if isinstance(error, NoteError) else "its entry cannot be read"), None
         if not isinstance(made, ErasureMade):
             return "its entry is about something else", None
-        checkpoint = self.notes[proof.note]
+        checkpoint = self.last[1]
         ours, leaf = self.checkpoint, tree.leaf_hash(header.entry)
         said = (made.erasure, made.reason, made.events, made.sha256)
         tells = (header.erasure, header.reason, len(indexes), erased_digest(header.salt, indexes))
@@ -416,13 +424,9 @@ class _Audit:
         }
         return next((fault for fault, holds in faults.items() if not holds), None), made
 
-    def _signed_by_log(self, text: str) -> Checkpoint:
+    def _signed_by_log(self, text: str, manifest: Manifest) -> Checkpoint:
         """A checkpoint that grew from that of the export. Witnesses need not have seen this one too."""
-        note = read(text, self._known)
-        checkpoint = Checkpoint.parse(note.text)
-        if checkpoint.origin not in {signed.by.name for signed in note.signatures}:
-            raise NoteError("the log itself did not sign the checkpoint")
-        return checkpoint
+        return Checkpoint.parse(read(text, self.trust.keys(manifest.origin)).text)
 
     # -- accounts ----------------------------------------------------------------------------------------------------
 

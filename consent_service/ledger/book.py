@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Generic, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from consent_service import db
 from consent_service.errors import Frozen, NotFound
@@ -120,6 +121,10 @@ class Ledger:
         if log is None:
             log = self._logs[name] = await read_log(connection, self._secret, self.log_id, head)
         return log
+
+    async def logs(self, connection: db.Connection, head: Head) -> list[Log]:
+        """How it signed in each epoch, the current one last."""
+        return [await self.log(connection, replace(head, epoch=epoch)) for epoch in range(1, head.epoch + 1)]
 
 
 class Ledgers:

@@ -14,7 +14,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from consent_service.ledger import tree
 from consent_service.ledger.container import Kind, Member, Writer
-from consent_service.ledger.entry import ErasureReason
+from consent_service.ledger.entry import SALT, TAG, ErasureReason
 from consent_service.ledger.note import NoteError, Signer, base64_text, sign, unbase64
 from consent_service.states import Moment
 
@@ -88,12 +88,17 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     members: tuple[Member, ...]
 
 
+Tag = Annotated[bytes, Meta(min_length=TAG, max_length=TAG)]
+Salt = Annotated[bytes, Meta(min_length=SALT, max_length=SALT)]
+"""Of one length, or one thing could be said in several ways: HMAC takes a shorter key for one with zeros behind it."""
+
+
 class Line(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """A line of events.ndjson: what opens an entry."""
 
     index: int
-    tag: bytes
-    salt: bytes
+    tag: Tag
+    salt: Salt
     payload: msgspec.Raw
     """The exact bytes that the entry commits to."""
 
@@ -115,10 +120,10 @@ class Erased(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     erasure: UUID
     reason: ErasureReason
-    index: int
+    index: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
     """Of its entry."""
     events: int
-    salt: bytes
+    salt: Salt
     entry: bytes
     proof: str
     """That the entry is in the log (c2sp.org/tlog-proof@v1)."""

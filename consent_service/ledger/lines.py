@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import msgspec
 
-from consent_service.ledger.columns import HEAD, cells, opening
+from consent_service.ledger.columns import HEAD, cells, opening_cells
 from consent_service.ledger.container import Damaged
 from consent_service.ledger.export import Line
 
@@ -78,7 +78,7 @@ def table(pieces: Iterable[bytes]) -> Iterator[list[Line | str]]:
 
 def _row(row: list[str]) -> Line | str:
     try:
-        line = opening(row)
+        line = opening_cells(row)
         return line if cells(line) == row else f"the row of entry {line.index} says something else than its payload"
     except (ValueError, IndexError, msgspec.MsgspecError, RecursionError):
         return "a row cannot be read"

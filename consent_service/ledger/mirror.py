@@ -2,6 +2,9 @@
 
 Entries name nobody, but tell how much happens: a tenant decides whether everybody may look (`public_ledger`). Else
 officers and auditors of that tenant may, and for all others there is nothing.
+
+Each epoch of a ledger is a log of its own, with an address of its own: whoever kept a tile of a log that was given up
+must not take it for one of the log that goes on.
 """
 
 from __future__ import annotations
@@ -16,8 +19,9 @@ from consent_service.auth import Credential, Scope
 from consent_service.errors import NotFound
 from consent_service.ledger import tiles
 from consent_service.ledger.book import Ledger, Ledgers
+from consent_service.ledger.export import bundled
 from consent_service.ledger.head import read_head
-from consent_service.ledger.tiles import READ_ENTRIES, WIDTH, Place
+from consent_service.ledger.tiles import WIDTH, Place
 
 AUDITORS: frozenset[Scope] = frozenset({"events", "export"})
 """Any of these lets a tenant's own callers read a ledger that is not public."""
@@ -61,35 +65,37 @@ class Mirror:
         self._known: dict[str, int] = {}
         """Tenants by slug, which never change."""
 
-    async def checkpoint(self, slug: str, credential: Credential | None) -> Shown:
+    async def checkpoint(self, slug: str, epoch: str, credential: Credential | None) -> Shown:
         """The latest checkpoint as it was published.
 
         Raises:
-            NotFound: there is no ledger of that name, none that the caller may see, or nothing was published yet.
+            NotFound: there is no ledger of that name, none that the caller may see, it is in another epoch, or nothing
+                was published yet.
         """
         ledger = await self._ledger(slug)
         async with ledger.connection() as connection:
-            shown, public = await _published(connection, ledger, credential)
+            shown, public = await _published(connection, ledger, epoch, credential)
             return Shown(shown.note.encode(), public)
 
-    async def tile(self, slug: str, path: str, credential: Credential | None) -> Shown:
+    async def tile(self, slug: str, epoch: str, path: str, credential: Credential | None) -> Shown:
         """A tile or a bundle of entries; `path` is what stands behind `…/tile`.
 
         Raises:
             NotFound: as for a checkpoint, or the published tree has no such tile.
+            LookupError: the database does not have all of it; a part would be kept for ever by whoever asked.
         """
         found = _parse(path)
         ledger = await self._ledger(slug)
         async with ledger.connection() as connection:
-            shown, public = await _published(connection, ledger, credential)
+            shown, public = await _published(connection, ledger, epoch, credential)
             if found is None:
                 raise NotFound(_NO_TILE)
             place, wide = found
             if tiles.width(Place(max(place.level, 0), place.n), shown.size) < wide:
                 raise NotFound(_NO_TILE)
             if place.level == _BUNDLE:
-                rows = await READ_ENTRIES(connection, ledger.log_id, place.n * WIDTH, place.n * WIDTH + wide)
-                return Shown(b"".join(len(row.entry).to_bytes(2, "big") + row.entry for row in rows), public)
+                first = place.n * WIDTH
+                return Shown(bundled(await tiles.entries(connection, ledger.log_id, first, first + wide)), public)
             return Shown(b"".join(await tiles.read(connection, ledger.log_id, place, wide)), public)
 
     async def _ledger(self, slug: str) -> Ledger:
@@ -103,7 +109,9 @@ class Mirror:
         return self._ledgers.of(log_id)
 
 
-async def _published(connection: db.Connection, ledger: Ledger, credential: Credential | None) -> tuple[ShownRow, bool]:
+async def _published(
+    connection: db.Connection, ledger: Ledger, epoch: str, credential: Credential | None
+) -> tuple[ShownRow, bool]:
     """The latest checkpoint, and whether the ledger is public."""
     head = await read_head(connection, ledger.log_id)
     public = bool(head.policy) and (
@@ -112,6 +120,8 @@ async def _published(connection: db.Connection, ledger: Ledger, credential: Cred
     mine = credential is not None and credential.log_id == ledger.log_id and not AUDITORS.isdisjoint(credential.scopes)
     if not public and not mine:
         raise NotFound(_NO_LEDGER)
+    if epoch != str(head.epoch):
+        raise NotFound(f"The ledger is in epoch {head.epoch}: ask for /ledger/<tenant>/{head.epoch}/… instead.")
     shown = await _READ_SHOWN(connection, ledger.log_id, head.epoch)
     if shown is None:
         raise NotFound("Nothing was published yet. Ask again in some seconds.")

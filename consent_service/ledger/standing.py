@@ -66,6 +66,8 @@ class Status(msgspec.Struct, frozen=True):
     """How many of its entries are shown to the world."""
     keys: list[str]
     """What its signatures are verified with (vkeys of c2sp.org/signed-note)."""
+    retired: list[str]
+    """What those of earlier keys and epochs are verified with, the oldest first: none of these signs any more."""
     checkpoint: str | None
     """Signed; None: a frozen ledger signs nothing."""
 
@@ -162,10 +164,12 @@ async def contradiction(
 async def status(connection: db.Connection, ledger: Ledger) -> Status:
     """Where a ledger stands now."""
     found = await read(connection, ledger.log_id)
-    log = await ledger.log(connection, found)
+    *before, log = await ledger.logs(connection, found)
     _, size, root = found.checkpoint(log.origin)
+    retired = [verifier for one in before for verifier in one.verifiers] + list(log.retired)
     return Status(
         origin=log.origin, epoch=found.epoch, size=size, root=root.hex(), frozen=found.frozen,
         published=found.published, keys=[str(signer.verifier) for signer in log.signers],
+        retired=[str(verifier) for verifier in retired],
         checkpoint=None if found.frozen is not None else log.checkpoint(size, root),
     )  # fmt: skip

@@ -55,7 +55,7 @@ class Place(NamedTuple):
     n: int
 
 
-READ_ENTRIES = db.many("ledger", "read_entries", EntryRow)
+_READ_ENTRIES = db.many("ledger", "read_entries", EntryRow)
 _READ_TILES = db.many("ledger", "read_tiles", TileRow)
 _READ_ROOTS = db.many("ledger", "read_roots", RootRow)
 _ADD_TILE = db.execute("ledger", "add_tile")
@@ -65,6 +65,18 @@ _COUNT_TILES = db.one("ledger", "count_tiles", Count)
 def width(place: Place, size: int) -> int:
     """How many hashes the tile has in a tree of that size; 0: it has none."""
     return max(0, min(WIDTH, (size >> (_HEIGHT * place.level)) - place.n * WIDTH))
+
+
+async def entries(connection: db.Connection, log_id: int, first: int, end: int) -> list[bytes]:
+    """The entries from `first` up to but without `end`.
+
+    Raises:
+        LookupError: the database does not have them all, though it should.
+    """
+    rows = await _READ_ENTRIES(connection, log_id, first, end)
+    if len(rows) < end - first:
+        raise LookupError(f"entries are missing between {first} and {end}")
+    return [row.entry for row in rows]
 
 
 async def read(connection: db.Connection, log_id: int, place: Place, wide: int) -> list[bytes]:
@@ -78,10 +90,7 @@ async def read(connection: db.Connection, log_id: int, place: Place, wide: int) 
         return _apart(rows[0].hashes)[:wide]
     first = place.n * WIDTH
     if place.level == 0:
-        entries = await READ_ENTRIES(connection, log_id, first, first + wide)
-        if len(entries) < wide:
-            raise LookupError(f"entries are missing between {first} and {first + wide}")
-        return [tree.leaf_hash(row.entry) for row in entries]
+        return [tree.leaf_hash(entry) for entry in await entries(connection, log_id, first, first + wide)]
     below = place.level - 1
     known = {row.n: row.root for row in await _READ_ROOTS(connection, log_id, below, first, first + wide)}
     return [

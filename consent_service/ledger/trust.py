@@ -58,6 +58,10 @@ class Trust(NamedTuple):
         """Every key in it."""
         return (*self.logs, *self.witnesses.values())
 
+    def keys(self, origin: str) -> tuple[Verifier, ...]:
+        """Those that the log of that name signs with; a witness may have the same name, and is not the log."""
+        return tuple(log for log in self.logs if log.name == origin)
+
     def demand(self, checkpoint: Checkpoint, note: Note) -> None:
         """Let a checkpoint pass that a log of the file signed for itself, and enough witnesses saw.
 
@@ -65,7 +69,7 @@ class Trust(NamedTuple):
             NoteError: it is not so.
         """
         seen = {signed.by for signed in note.signatures}
-        if not any(log in seen and log.name == checkpoint.origin for log in self.logs):
+        if seen.isdisjoint(self.keys(checkpoint.origin)):
             raise NoteError("none of the logs that are trusted signed the checkpoint")
         if not self.is_seen(seen):
             raise NoteError(f"too few witnesses saw the checkpoint; `{self.quorum}` is not fulfilled")

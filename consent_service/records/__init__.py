@@ -1,7 +1,7 @@
 """Records: what an act says, as JSON-LD for machines and in words for people. Made from its event and its policy."""
 
 from consent_service.records.dpv import receipt
-from consent_service.records.prose import Place, as_html, as_text, sheet
+from consent_service.records.prose import Place, as_html, as_text, languages, sheet
 from consent_service.records.show import ReceiptBody, ReceiptShown, Shower, fits, opened
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "as_html",
     "as_text",
     "fits",
+    "languages",
     "opened",
     "receipt",
     "sheet",

@@ -53,6 +53,11 @@ class Sheet(NamedTuple):
     below: list[tuple[str, list[Fact]]]
 
 
+def languages(policy: Policy) -> list[str]:
+    """In which a sheet has words, of its own or of the policy's."""
+    return sorted({*WORDS, *policy.tenant.languages})
+
+
 def sheet(event: Event, policy: Policy, language: str, place: Place | None) -> Sheet:
     """What an act says under the version of the policy that it names, in a language (ISO 639-1)."""
     words = WORDS.get(language, ENGLISH)

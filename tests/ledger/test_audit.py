@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import random
 import struct
@@ -18,9 +19,10 @@ from conftest import Tenant
 from test_exports import Lively, erase, events, export, furnish, known, owner
 
 from consent_service import db
-from consent_service.ledger import Log, audit, container, entry, read_head, tree
+from consent_service.ledger import Log, audit, columns, container, entry, read_head, tree
 from consent_service.ledger import export as form
-from consent_service.ledger.note import Checkpoint, Signer, sign
+from consent_service.ledger.note import WITNESS, Checkpoint, Signer, base64_text, sign
+from consent_service.ledger.proof import Proof
 from consent_service.ledger.trust import Trust, trusting
 from consent_service.ledger.verdict import as_text
 from consent_service.policies import Policy
@@ -515,6 +517,26 @@ def test_a_bomb_is_not_unpacked(sources: dict[str, Source], size: int) -> None:
     assert peak < 32 << 20
 
 
+def test_many_erasures_are_read_in_little_memory(sources: dict[str, Source]) -> None:
+    """Each with a checkpoint of its own, as long as a note may be."""
+    source = sources["everything"]
+    (head, lists), *_ = erasures_of(source)
+    one = msgspec.json.decode(head, type=form.Erased)
+    proof = Proof.parse(one.proof)
+    lines, signatures = [], [base64_text(random.Random(n).randbytes(680)) for n in range(60)]
+    for number in range(200):
+        others = "".join(f"\u2014 other{number} {signature}\n" for signature in signatures)
+        noted = msgspec.structs.replace(proof, note=proof.note + others)
+        lines += [form.ENCODER.encode(msgspec.structs.replace(one, proof=str(noted))) + b"\n", lists]
+    file = signed(source, {**source.parts, form.ERASURES: b"".join(lines)})
+    tracemalloc.start()
+    found = audit.verify(io.BytesIO(file), source.trust)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (found.counts["duplicated"], found.erasures_count, len(found.erasures)) == (199, 200, 20)
+    assert peak < 12 << 20
+
+
 @pytest.mark.parametrize("line", [
     b"[" * 100_000 + b"]" * 100_000, b'{"index":' + b"9" * 5_000 + b"}", b"\xff\xfe", b"null", b"", b'{"index":1e999}',
     b"x" * 3_000_000, b'{"index":0,"tag":"","salt":"","payload":' + b"[" * 5_000 + b"]" * 5_000 + b"}",
@@ -547,6 +569,50 @@ def test_names_that_lead_elsewhere_or_are_encrypted_are_refused(sources: dict[st
     at = source.file.rindex(b"PK\1\2")
     encrypted = source.file[: at + 8] + b"\1" + source.file[at + 9 :]
     assert codes(encrypted, source.trust) == {"altered"}
+
+
+def test_a_range_that_nobody_asked_for_is_told(sources: dict[str, Source]) -> None:
+    """Else a part of the ledger would pass for the whole."""
+    source = sources["time"]
+    assert source.manifest.first > 0
+    assert codes(signed(source, source.parts, filter=form.Filter()), source.trust) == {"suppressed"}
+    of_one = msgspec.structs.replace(source.manifest.filter, subject="00")
+    assert "suppressed" in codes(signed(source, source.parts, filter=of_one), source.trust)
+    larger = signed(source, source.parts, size=source.manifest.size + 1)
+    assert "suppressed" in codes(larger, source.trust), "it ends early"
+
+
+def test_a_witness_with_the_name_of_the_log_is_not_the_log(sources: dict[str, Source]) -> None:
+    """Neither for the manifest nor for what an erasure is proved by."""
+    source = sources["everything"]
+    witness = Signer(source.log.origin, b"w" * 32, WITNESS)
+    trust = Trust.parse(trusting(str(one.verifier) for one in source.log.signers).replace(
+        "quorum", f"witness w {witness.verifier}\nquorum"
+    ))  # fmt: skip
+    assert codes(source.file, trust) == set()
+    assert codes(signed(source, source.parts, [witness]), trust) == {"signature"}
+    (head, *lists), *others = erasures_of(source)
+    one = msgspec.json.decode(head, type=form.Erased)
+    proof = Proof.parse(one.proof)
+    note = sign(proof.note.partition("\n\n")[0] + "\n", [witness])
+    forged = msgspec.structs.replace(one, proof=str(msgspec.structs.replace(proof, note=note)))
+    parts = with_erasures(source, [[form.ENCODER.encode(forged) + b"\n", *lists], *others])
+    assert "suppressed" in codes(signed(source, parts), trust)
+
+
+@pytest.mark.parametrize("name", ["everything", "table"])
+def test_a_salt_of_another_length_is_told(sources: dict[str, Source], name: str) -> None:
+    """HMAC takes a shorter key for one with zeros behind it: two files would prove the same."""
+    source = sources[name]
+    _, lines = event_lines(source)
+    if source.manifest.events == "csv":
+        salt = next(csv.reader([lines[0].decode()]))[columns.HEAD.index("salt")]
+        lines[0] = lines[0].replace(salt.encode(), salt.encode() + b"00")
+    else:
+        line = msgspec.json.decode(lines[0], type=form.Line)
+        longer = msgspec.structs.replace(line, salt=line.salt + b"\0")
+        lines[0] = form.ENCODER.encode(longer) + b"\n"
+    assert "altered" in codes(signed(source, with_events(source, lines)), source.trust)
 
 
 def test_numbers_that_cannot_be_are_told(sources: dict[str, Source]) -> None:
@@ -583,6 +649,26 @@ def test_what_nobody_signed_is_not_believed(sources: dict[str, Source]) -> None:
         text = as_text(found)
         assert not any(line.startswith("Genuine") for line in text.split("\n"))
         assert all(char.isprintable() or char == "\n" for char in text)
+
+
+def test_the_verdict_says_in_words_what_the_file_covers(sources: dict[str, Source]) -> None:
+    whole = as_text(audit.verify(io.BytesIO(sources["everything"].file), sources["everything"].trust))
+    assert "It is the whole ledger of that moment." in whole
+    start = sources["time"].manifest.filter.from_
+    assert start is not None
+    for name, told in (("time", start.isoformat()), ("subject", sources["subject"].manifest.filter.subject)):
+        text = as_text(audit.verify(io.BytesIO(sources[name].file), sources[name].trust))
+        assert "NOT the whole ledger" in text
+        assert str(told) in text
+    chosen = form.Filter(
+        until=start, purposes=tuple(f"p{n}" for n in range(30)), channels=("web", "\x1b[2K"), statuses=("given",),
+        actors=("shop",), kinds=("consent",),
+    )  # fmt: skip
+    source = sources["everything"]
+    text = as_text(audit.verify(io.BytesIO(signed(source, source.parts, filter=chosen)), source.trust))
+    for told in (f"before this time: {start.isoformat()}", "p19, and 10 more", r"web, '\x1b[2K'", "given", "shop"):
+        assert told in text
+    assert all(char.isprintable() or char == "\n" for char in text)
 
 
 def test_names_and_sizes_of_members_are_told_as_they_may_be_shown() -> None:

@@ -12,8 +12,9 @@ from conftest import Tenant
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from test_exports import owner
 
-from consent_service import tenants
+from consent_service import db, tenants
 from consent_service.ledger import mirror, tree
 from consent_service.ledger.anchor import FileAnchor
 from consent_service.ledger.entry import PolicyApplied, system
@@ -23,6 +24,8 @@ from consent_service.ledger.outside import Outside
 from consent_service.ledger.publish import Publisher
 from consent_service.ledger.tiles import Place
 from consent_service.policies import Policy, store
+
+__all__ = ["owner"]
 
 WEB = {"purpose": "analytics", "status": "given", "channel": "web"}
 
@@ -135,6 +138,19 @@ async def test_a_tile_is_kept_and_a_checkpoint_is_not(tenant: Tenant, publisher:
     assert tile.headers["content-type"] == "application/octet-stream"
     assert checkpoint.headers["cache-control"] == "no-cache"
     assert checkpoint.headers["content-type"] == "text/plain; charset=utf-8"
+
+
+async def test_a_tile_of_which_a_part_is_lost_is_not_shown(
+    tenant: Tenant, publisher: Publisher, owner: db.Pool
+) -> None:
+    """A part would be taken for the whole, and kept for ever."""
+    await grow(tenant, 3)
+    await publisher.publish(tenant.log_id)
+    async with db.connection(owner, tenant.log_id) as connection:
+        await connection.execute("DELETE FROM ledger_entry WHERE log_id = $1 AND idx = 1", tenant.log_id)
+    for path in ("tile/entries/000.p/3", "tile/0/000.p/3"):
+        answer = await get(tenant, path)
+        assert (answer.status_code, answer.headers["cache-control"]) == (500, "no-store")
 
 
 async def test_a_ledger_is_shown_to_everybody_or_to_its_auditors(

@@ -300,9 +300,34 @@ async def test_what_is_lost_can_be_given_up_in_a_new_epoch_that_says_so(yard: Ya
     new, old = (Trust.parse(trusting(status.keys)) for status in (after, before))
     assert receipt.verify(told["receipt"], new).checkpoint.origin == after.origin == made.origin
     receipt.verify(lost, old)  # nobody can say that it was never promised
+    assert after.retired == before.keys
     assert (await yard.status()).frozen is None
     yard.publisher._quiet.clear()
     assert await yard.publish()
+
+
+async def test_each_epoch_has_an_address_of_its_own(yard: Yard) -> None:
+    """A tile is kept for ever by whoever saw it: one of the log that was given up must not stand for the next one's."""
+    await yard.record(WEB)
+    backup = await yard.copy()
+    await yard.record(WEB)
+    await yard.publish()
+    lost = f"tile/entries/000.p/{(await yard.status()).size}"
+    get, first = yard.tenant.http.get, f"/ledger/{yard.tenant.slug}"
+    assert (await get(f"{first}/{lost}")).content == (await get(f"{first}/1/{lost}")).content != b""
+    assert (await get(f"{first}/checkpoint")).text == (await get(f"{first}/1/checkpoint")).text
+    await yard.restore(backup)
+    assert not await yard.publish()
+    async with yard.ledger.connection() as connection:
+        made = await erasures.recover(connection, yard.ledger, yard.anchor)
+    assert await yard.publish()
+    assert (await get(f"{first}/2/checkpoint")).text.startswith(f"{made.origin}\n{made.size}\n")
+    assert (await get(f"{first}/2/tile/entries/000.p/{made.size}")).content.endswith((await yard.entries())[-1])
+    for epoch in ("", "/1", "/3", "/02", "/x"):
+        for path in ("checkpoint", "tile/0/000.p/1", lost):
+            answer = await get(f"{first}{epoch}/{path}")
+            assert (answer.status_code, answer.headers.get("cache-control")) == (404, "no-store")
+            assert "is in epoch 2" in answer.json()["detail"]
 
 
 async def test_a_copy_older_than_the_recovery_is_found_out_too(yard: Yard) -> None:
@@ -381,7 +406,8 @@ async def test_two_keys_sign_while_one_follows_the_other(yard: Yard) -> None:
     assert await yard.publish(), "what the retired key signed is still the anchor's"
     fresh = Ledgers(yard.tenant.services.pool, SECRET.encode()).of(yard.tenant.log_id)
     async with fresh.connection() as connection:
-        assert (await standing.status(connection, fresh)).keys == done.keys
+        status = await standing.status(connection, fresh)
+    assert (status.keys, status.retired) == (done.keys, both.keys[:1])
 
 
 async def test_many_publishers_publish_each_checkpoint_once(yard: Yard) -> None:
