@@ -333,8 +333,9 @@ async def recover(connection: db.Connection, ledger: Ledger, anchor: Anchor | No
                 f"{strange} lines in the anchor's journal of erasures were not written by this service under this "
                 "root secret. Give back the journal as it was, or take these lines out."
             )
+    last_key = 0 if anchor is None else await turns.last_key(connection, ledger, anchor)
     async with connection.transaction():
-        made = await turns.begin_epoch(connection, ledger)
+        made = await turns.begin_epoch(connection, ledger, last_key)
         count = await repeat(connection, ledger, orders)
     if anchor is not None:
         with suppress(Unavailable):  # then the next round of publishing tells it

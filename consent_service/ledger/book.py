@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable, Iterable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import Generic, TypeVar
 
 import msgspec
@@ -13,13 +13,15 @@ from msgspec.structs import replace
 from consent_service import db
 from consent_service.errors import Frozen, NotFound
 from consent_service.ledger.head import OLDER, Head, Tip, lock_head
-from consent_service.ledger.note import Checkpoint, Signer
+from consent_service.ledger.note import Checkpoint, NoteError, Signer, read, split
 from consent_service.ledger.receipt import Log
 from consent_service.ledger.tree import Frontier
 from consent_service.policies.store import Policies
 from consent_service.subjects import Hasher
 from consent_service.vault import Vault
 
+_AHEAD = 32
+"""Rotations that a restored database may have forgotten."""
 T = TypeVar("T")
 
 
@@ -121,6 +123,23 @@ class Ledger:
         if log is None:
             log = self._logs[name] = await read_log(connection, self._secret, self.log_id, head)
         return log
+
+    async def signed_by(self, connection: db.Connection, head: Head, note: str) -> int:
+        """The newest generation of the key that signed a note of this ledger, in whichever epoch.
+
+        It may be one that the database does not know: it was restored from a copy of before a rotation.
+
+        Raises:
+            NoteError: this ledger did not sign it.
+        """
+        log = await self.log(connection, head)
+        epoch = max(1, log.epoch_of(Checkpoint.parse(split(note)[0]).origin))
+        for last in (head.last_key, head.last_key + _AHEAD):
+            then = await self.log(connection, replace(head, epoch=epoch, first_key=1, last_key=last))
+            keys = [signer.verifier for signer in then.signers]
+            with suppress(NoteError):
+                return max(keys.index(one.by) + 1 for one in read(note, keys).signatures)
+        raise NoteError("no key of this ledger signed it")
 
     async def logs(self, connection: db.Connection, head: Head) -> list[Log]:
         """How it signed in each epoch, the current one last."""

@@ -14,7 +14,6 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 
 import msgspec
-from msgspec.structs import replace
 
 from consent_service import db
 from consent_service import log as logs
@@ -22,7 +21,7 @@ from consent_service.errors import ConsentError
 from consent_service.ledger import standing, tiles, tree
 from consent_service.ledger.anchor import Anchored
 from consent_service.ledger.book import READ_SLUGS, Ledger, Ledgers
-from consent_service.ledger.note import Checkpoint, NoteError, read, split
+from consent_service.ledger.note import Checkpoint, NoteError, split
 from consent_service.ledger.outside import Outside
 from consent_service.ledger.receipt import Log
 from consent_service.ledger.standing import Publication
@@ -184,9 +183,5 @@ async def _checkpoint(connection: db.Connection, ledger: Ledger, found: Publicat
     Raises:
         NoteError: it did not.
     """
-    text, _ = split(anchored.note)
-    said = Checkpoint.parse(text)
-    log = await ledger.log(connection, found)
-    then = await ledger.log(connection, replace(found, epoch=max(1, log.epoch_of(said.origin))))
-    read(anchored.note, then.verifiers)
-    return said
+    await ledger.signed_by(connection, found, anchored.note)
+    return Checkpoint.parse(split(anchored.note)[0])

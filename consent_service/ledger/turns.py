@@ -10,8 +10,8 @@ from consent_service.ledger import standing
 from consent_service.ledger.anchor import Anchor
 from consent_service.ledger.book import Ledger
 from consent_service.ledger.entry import LogKeyChanged, Ruptured, system
-from consent_service.ledger.head import append
-from consent_service.ledger.note import Checkpoint
+from consent_service.ledger.head import append, read_head
+from consent_service.ledger.note import Checkpoint, NoteError
 
 _ROTATE = db.execute("ledger", "rotate_keys")
 _BEGIN_EPOCH = db.execute("ledger", "begin_epoch")
@@ -76,8 +76,11 @@ class Recovered(msgspec.Struct, frozen=True):
     """Entries that it had signed, and that are gone or are other ones now; at least."""
 
 
-async def begin_epoch(connection: db.Connection, ledger: Ledger) -> Recovered:
+async def begin_epoch(connection: db.Connection, ledger: Ledger, last_key: int) -> Recovered:
     """Go on with what is there, as a new log that says what was lost; in a transaction, which then holds the head.
+
+    It signs with a new key: those of the copy that was restored may have been retired since, for good reason.
+    `last_key`: the newest generation that is known of from elsewhere.
 
     Raises:
         Invalid: the ledger is not frozen.
@@ -89,7 +92,7 @@ async def begin_epoch(connection: db.Connection, ledger: Ledger) -> Recovered:
     before, lost = await ledger.log(connection, tip), Checkpoint.parse(found.demanded)
     kept = found.checkpoint(before.origin)
     epoch = max(tip.epoch, before.epoch_of(lost.origin)) + 1
-    await _BEGIN_EPOCH(connection, ledger.log_id, epoch)
+    await _BEGIN_EPOCH(connection, ledger.log_id, epoch, max(tip.last_key, last_key) + 1)
     rupture = Ruptured(
         at=tip.now, epoch=epoch, kept=kept.size, kept_root=kept.root.hex(),
         lost=lost.size, lost_root=lost.root.hex(), lost_origin=lost.origin,
@@ -99,6 +102,17 @@ async def begin_epoch(connection: db.Connection, ledger: Ledger) -> Recovered:
     await standing.log_keys(connection, ledger, tip)
     after = await ledger.log(connection, tip)
     return Recovered(after.origin, epoch, kept.size, max(0, lost.size - kept.size))
+
+
+async def last_key(connection: db.Connection, ledger: Ledger, anchor: Anchor) -> int:
+    """The newest generation of the key that the anchor knows of; 0: none."""
+    anchored = await anchor.read(await ledger.slug(connection))
+    if anchored is None:
+        return 0
+    try:
+        return await ledger.signed_by(connection, await read_head(connection, ledger.log_id), anchored.note)
+    except NoteError:
+        return 0
 
 
 async def tell(connection: db.Connection, ledger: Ledger, anchor: Anchor) -> None:

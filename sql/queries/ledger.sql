@@ -159,4 +159,4 @@ WHERE log_id = $1 AND epoch = $2 AND size = $3;
 UPDATE ledger_head SET first_key = $2, last_key = $3 WHERE log_id = $1;
 
 -- name: begin_epoch :exec
-UPDATE ledger_head SET epoch = $2, frozen = NULL, demanded = NULL WHERE log_id = $1;
+UPDATE ledger_head SET epoch = $2, first_key = $3, last_key = $3, frozen = NULL, demanded = NULL WHERE log_id = $1;
