@@ -80,11 +80,16 @@ class Hasher:
 
 
 def normal_contact(value: str) -> str:
-    """One spelling per address: e-mail addresses without letter case, telephone numbers without punctuation."""
+    """One spelling per address: e-mail addresses without letter case, telephone numbers without punctuation.
+
+    Of numbers with a country in front too (`00` is `+`); which country a number without one is of, nobody says.
+    """
     if "@" in value:
         return value.strip().lower()
     digits = value.translate({ord(mark): None for mark in " -/().\u00a0"})
-    return digits if digits.isascii() and digits.lstrip("+").isdigit() else value.strip()
+    if not (digits.isascii() and digits.lstrip("+").isdigit()):
+        return value.strip()
+    return f"+{digits[2:]}" if digits.startswith("00") else digits
 
 
 def address(contact: str) -> Subject:

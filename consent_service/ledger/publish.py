@@ -137,6 +137,10 @@ class Publisher:
         anchored = None if anchor is None else await anchor.read(slug)
         signed = [] if ledger.signed is None else [ledger.signed]
         found = await standing.read(connection, ledger.log_id)
+        if anchor is not None and anchored is None and found.published:
+            _LOG.warning(
+                "anchor_empty", tenant=slug, published=found.published
+            )  # moved, it is hoped: nothing to compare
         log = await ledger.log(connection, found)
         try:
             if anchored is not None:

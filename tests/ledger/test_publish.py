@@ -16,7 +16,7 @@ from conftest import NOTICE, SECRET, Serve, Tenant
 
 from consent_service import auth, clock, erasures, keys, tenants
 from consent_service.errors import Frozen, Invalid, Unavailable
-from consent_service.ledger import Ledgers, read_head, receipt, standing, tree, turns
+from consent_service.ledger import Ledgers, publish, read_head, receipt, standing, tree, turns
 from consent_service.ledger.anchor import Anchored, FileAnchor
 from consent_service.ledger.entry import LogKeyChanged, Ruptured, read_system
 from consent_service.ledger.note import WITNESS, Checkpoint, Signer, read, sign
@@ -651,3 +651,17 @@ async def test_a_copy_from_before_a_rotation_goes_on_with_none_of_the_keys_befor
     told = (await yard.record(WEB)).json()
     assert receipt.verify(told["receipt"], Trust.parse(trusting([key]))).checkpoint.origin == after.origin
     assert await yard.publish()
+
+
+async def test_an_anchor_that_is_empty_all_of_a_sudden_is_told_of(
+    yard: Yard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(publish._LOG, "warning", lambda event, **_: said.append(event))
+    await yard.record(WEB)
+    await yard.publish()
+    assert said == []
+    await yard.record(WEB)
+    elsewhere = Outside(FileAnchor(tmp_path / "new"))
+    assert await Publisher(yard.tenant.services.ledgers, elsewhere, every_s=0).publish(yard.tenant.log_id)
+    assert said == ["anchor_empty"]
