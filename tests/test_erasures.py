@@ -424,6 +424,21 @@ async def test_erasing_an_account_turns_no_no_of_a_former_member_into_a_yes(
     assert whose not in "\n".join(left), "what was said on it goes with it"
 
 
+async def test_a_no_that_was_carried_to_a_former_member_goes_with_it(
+    tenant: Tenant, owner: asyncpg.Connection[Any]
+) -> None:
+    """It stands in a strand of its own, and not in the one of the account that it was a member of, which stays."""
+    former, account, card = named("login"), named("login"), named("loyalty")
+    await end(tenant, await link(tenant, former, account))
+    await link(tenant, card, former)
+    await tenant.record(OFF, subject=card)
+    whose = tenant.services.ledgers.of(tenant.log_id).hasher.identifier(Subject(**former)).hex()
+    assert whose in await stored(tenant, owner, "consent_state")
+    await erase(tenant, former)
+    left = [row for row in (await stored(tenant, owner, "consent_state")).split("\n") if "suppressed" not in row]
+    assert whose not in "\n".join(left)
+
+
 async def test_a_no_on_an_identifier_that_is_somebody_elses_now_stays_and_forgets_whose_it_was(
     tenant: Tenant, owner: asyncpg.Connection[Any]
 ) -> None:
@@ -474,6 +489,7 @@ async def test_what_stays_leads_from_nobody_to_the_entries_of_a_person(
     seen = tenant.device()
     device, person = {"type": "device", "id": seen.subject.id}, named("login")
     for subject, more in ((device, {"proof": seen.token}), (person, {})):
+        await tenant.post("/v1/exports", {"subject": subject}, key="dpo")  # while nobody knows them yet
         told = (await tenant.record(WEB, subject=subject, **more)).json()
         ordered = await tenant.post("/v1/exports", {"subject": subject}, key="dpo")
         made = read_system((await entries(tenant))[-1])
@@ -482,7 +498,8 @@ async def test_what_stays_leads_from_nobody_to_the_entries_of_a_person(
         assert hashlib.sha256(salted).hexdigest() == made.filter
         done = await erase(tenant, subject)
         whose = tenant.services.ledgers.of(tenant.log_id).hasher.identifier(Subject(**subject)).hex()
-        for table in ("idempotency", "export", "event", "strand"):
+        assert await stored(tenant, owner, "export") == ""
+        for table in ("idempotency", "event", "strand"):
             found = await stored(tenant, owner, table)
             assert whose not in found, table
             assert told["event"] not in found, table

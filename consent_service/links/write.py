@@ -303,7 +303,7 @@ class _Change:
         current = await strands.current(self.connection, self.ledger, identifier)
         if current is not None and not new and not self._is_over(mine.get(current.tenure)):
             return current.tenure
-        tenure = 1 + max([0 if current is None else current.tenure, *mine])
+        tenure = 1 if current is None else current.tenure + 1
         await strands.begin(self.connection, self.ledger, subject, tenure)
         return tenure
 

@@ -73,27 +73,30 @@ SELECT $1, $2, h.* FROM unnest($3::bigint[], $4::bytea[], $5::uuid[], $6::timest
 -- name: destroy :exec
 -- Everything of the strands, the links and what was ordered of the person. Of a call that is repeated later, its keyed hash
 -- stays: it is told that what it repeats is erased. A no ($6) that counts for somebody else as well stays and forgets
--- whose it was: one that was carried elsewhere, and one on an identifier that has other strands. (What was said on a
--- thing counts in its own tenure only.)
+-- whose it was: one that was carried elsewhere, and one on an identifier that is somebody else's by now. (What was said on
+-- a thing counts in its own tenure only.)
 WITH strands AS MATERIALIZED (
     SELECT * FROM unnest($2::bytea[], $3::integer[]) AS s (identifier, tenure)
 ), gone AS MATERIALIZED (
-    SELECT identifier, array_agg(tenure) AS tenures,
-           EXISTS (SELECT FROM strand k WHERE k.log_id = $1 AND k.identifier = s.identifier
-                   AND k.tenure <> ALL(array_agg(s.tenure))) AS stays,
-           EXISTS (SELECT FROM link l WHERE l.log_id = $1 AND l.identifier = s.identifier AND l.kind = 'identity'
-                   AND l.shared) AS shared
-    FROM strands s GROUP BY identifier
+    SELECT s.identifier, coalesce(k.tenures, '{}') AS others, coalesce(k.last > max(s.tenure), false) AS stays, EXISTS (
+               SELECT FROM link l
+               WHERE l.log_id = $1 AND l.identifier = s.identifier AND l.kind = 'identity' AND l.shared
+           ) AS shared
+    FROM strands s
+    LEFT JOIN LATERAL (
+        SELECT array_agg(o.tenure) AS tenures, max(o.tenure) AS last FROM strand o
+        WHERE o.log_id = $1 AND o.identifier = s.identifier AND (o.identifier, o.tenure) NOT IN (SELECT * FROM strands)
+    ) k ON true
+    GROUP BY s.identifier, k.tenures, k.last
 ), standing AS MATERIALIZED (
-    SELECT c.ctid AS row, coalesce(
-               NOT g.stays OR (c.tenure = ANY(g.tenures) AND (g.shared OR c.status <> ALL($6::text[]))), false
-           ) AS goes
-    FROM consent_state c LEFT JOIN gone g USING (identifier)
-    WHERE c.log_id = $1 AND c.slot <> 8 AND (
-        g.identifier IS NOT NULL AND (NOT g.stays OR c.tenure = ANY(g.tenures))
-        OR c.identifier = ANY($5::bytea[])
-           AND (c.origin IN (SELECT identifier FROM strands) OR c.account IN (SELECT identifier FROM strands))
-    ) AND c.identifier IN (SELECT identifier FROM strands UNION SELECT unnest($5::bytea[]))
+    SELECT c.ctid AS row, g.identifier IS NOT NULL AND c.tenure <> ALL(g.others)
+           AND (NOT g.stays OR g.shared OR c.status <> ALL($6::text[])) AS goes
+    FROM consent_state c
+    LEFT JOIN gone g USING (identifier)
+    WHERE c.log_id = $1 AND c.slot <> 8
+      AND c.identifier IN (SELECT identifier FROM strands UNION SELECT unnest($5::bytea[]))
+      AND (c.tenure <> ALL(g.others) OR c.origin IN (SELECT identifier FROM strands)
+           OR c.account IN (SELECT identifier FROM strands))
 ), states AS (
     DELETE FROM consent_state c USING standing s WHERE c.log_id = $1 AND c.ctid = s.row AND s.goes
 ), left_over AS (
