@@ -144,7 +144,7 @@ def template() -> Iterator[Path]:
 def place(template: Path) -> Iterator[Path]:
     """A folder with a copy of the template as `data`."""
     with new_place() as folder:
-        copied(template, folder)
+        copied(template, folder / "data")
         yield folder
 
 

@@ -161,7 +161,11 @@ class Demo:
         return [pid for pid in children(self.pid) if "consent_service.server" in command_line(pid)]
 
     def postmaster(self) -> int | None:
-        return postmaster(self.data)
+        """Its process id; None between the end of one and the start of the next, whose file is not whole at once."""
+        try:
+            return postmaster(self.data)
+        except (FileNotFoundError, IndexError):
+            return None  # and no number: 0 and -1 mean more than one process to whoever kills
 
     def database_url(self) -> str:
         return f"postgresql://consent@/consent?host={self.data / 'pg'}&port=5432"
@@ -221,9 +225,9 @@ def demo_data() -> Iterator[Path]:
         yield demo.data
 
 
-def copied(data: Path, place: Path) -> Path:
-    """A copy of a data folder in `place`, with its owners."""
-    copy = Path(shutil.copytree(data, place / "data", symlinks=True))
+def copied(data: Path, copy: Path) -> Path:
+    """A copy of a data folder with its owners: where namespaces are refused, root's server belongs to `nobody`."""
+    shutil.copytree(data, copy, symlinks=True)
     for path in (copy, *copy.rglob("*")):
         original = data / path.relative_to(copy)
         os.chown(path, original.lstat().st_uid, original.lstat().st_gid, follow_symlinks=False)
@@ -246,6 +250,7 @@ def running(place: Path, *more: str, **given: Any) -> Iterator[Demo]:
 
 
 def within(seconds: float, done: Callable[[], object]) -> bool:
+    """Wait until it is done; whether it was in that time."""
     end = time.monotonic() + seconds
     while not done():
         if time.monotonic() > end:
@@ -290,12 +295,9 @@ def alive(pid: int) -> bool:
     return False
 
 
-def postmaster(data: Path) -> int | None:
-    """Its process id; None between the end of one and the start of the next, whose file is not whole at once."""
-    try:
-        return int((data / "pg" / "postmaster.pid").read_text().split()[0])
-    except (FileNotFoundError, IndexError):
-        return None  # and no number: 0 and -1 mean more than one process to whoever kills
+def postmaster(data: Path) -> int:
+    """Its process id, where one runs under the data folder."""
+    return int((data / "pg" / "postmaster.pid").read_text().split()[0])
 
 
 def is_free(port: int) -> bool:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 import pytest
+from demos import copied, postmaster, processes
 
 from consent_service import embedded
 from consent_service.embedded import Embedded
@@ -64,14 +65,6 @@ def template() -> Iterator[Path]:
     shutil.rmtree(data.parent)
 
 
-def copy(source: Path, target: Path) -> None:
-    """A copy with its owners: where namespaces are refused, root's server belongs to `nobody`."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(source, target)
-    for path in (target, *target.rglob("*")):
-        os.chown(path, source.stat().st_uid, source.stat().st_gid)
-
-
 @pytest.fixture
 def user(place: Path, template: Path) -> Iterator[Callable[..., Embedded]]:
     """Makes a user of a data folder; the cluster is a copy of one made earlier unless it is asked for `fresh`."""
@@ -79,7 +72,7 @@ def user(place: Path, template: Path) -> Iterator[Callable[..., Embedded]]:
 
     def make(data: Path = place / "data", binaries: Path | None = None, *, fresh: bool = False) -> Embedded:
         if not (fresh or binaries or data.exists()):
-            copy(template, data)
+            copied(template, data)
         made.append(Embedded(data, binaries=binaries))
         return made[-1]
 
@@ -87,19 +80,6 @@ def user(place: Path, template: Path) -> Iterator[Callable[..., Embedded]]:
     for one in made:
         one.stop()
     assert not processes(place)
-
-
-def processes(place: Path) -> list[int]:
-    found = []
-    for process in Path("/proc").iterdir():
-        with suppress(OSError):
-            if process.name.isdecimal() and (process / "cwd").readlink().is_relative_to(place):
-                found.append(int(process.name))
-    return found
-
-
-def postmaster(data: Path) -> int:
-    return int((data / "pg" / "postmaster.pid").read_text().split()[0])
 
 
 def ask(url: str, sql: str) -> str:

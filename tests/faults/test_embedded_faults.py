@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from demos import alive, copied, postmaster, processes, within
 
 from consent_service import embedded
 from consent_service.embedded import Embedded
@@ -97,10 +98,7 @@ def place() -> Iterator[Path]:
 @pytest.fixture
 def data(place: Path, template: Path) -> Iterator[Path]:
     """A data folder with a cluster whose table `kept` holds a 7."""
-    shutil.copytree(template, place / "data")
-    for path in (place / "data", *(place / "data").rglob("*")):
-        os.chown(path, template.stat().st_uid, template.stat().st_gid)
-    yield place / "data"
+    yield copied(template, place / "data")
     assert within(10, lambda: not processes(place))
 
 
@@ -125,34 +123,6 @@ def server(data: Path) -> Iterator[Embedded]:
     one = Embedded(data)
     yield one
     one.stop()
-
-
-def within(seconds: float, done: Callable[[], bool]) -> bool:
-    end = time.monotonic() + seconds
-    while not done():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.02)
-    return True
-
-
-def processes(place: Path) -> list[int]:
-    found = []
-    for process in Path("/proc").iterdir():
-        with suppress(OSError):
-            if process.name.isdecimal() and (process / "cwd").readlink().is_relative_to(place):
-                found.append(int(process.name))
-    return found
-
-
-def postmaster(data: Path) -> int:
-    return int((data / "pg" / "postmaster.pid").read_text().split()[0])
-
-
-def alive(pid: int) -> bool:
-    with suppress(OSError):
-        return bool(Path(f"/proc/{pid}/cwd").readlink())
-    return False
 
 
 def psql(url: str, sql: str) -> subprocess.Popen[str]:
@@ -294,11 +264,8 @@ def test_a_kill_while_the_cluster_is_made_leaves_none_and_the_next_start_makes_i
     assert not (data / "pg").exists()
     assert within(5, lambda: not processes(place))
 
-    half = place / "half"  # the control: made in its place, it would start without its database, or not at all
-    half.mkdir()
-    shutil.copytree(data / "pg.new", half / "pg")
-    for path in (half, *half.rglob("*")):
-        os.chown(path, data.stat().st_uid, data.stat().st_gid)
+    half = copied(data, place / "half")
+    (half / "pg.new").rename(half / "pg")  # the control: in its place it starts without its database, or not at all
     broken = Embedded(half)
     with pytest.raises((SetupError, AssertionError)):
         ask(broken.start(), "SELECT 1")
