@@ -16,7 +16,8 @@ def random() -> bytes:
 
 def event_id() -> UUID:
     """A time-ordered UUID (version 7, RFC 9562): new rows stay together in the index."""
-    value = (time.time_ns() // 1_000_000 << 80) | int.from_bytes(os.urandom(10), "big")
-    value = value & ~(0xF << 76) | 7 << 76
-    found: UUID = FastUUID((value & ~(0x3 << 62) | 2 << 62).to_bytes(16, "big"))
+    raw = bytearray((time.time_ns() // 1_000_000).to_bytes(6, "big") + os.urandom(10))
+    raw[6] = raw[6] & 0x0F | 0x70
+    raw[8] = raw[8] & 0x3F | 0x80
+    found: UUID = FastUUID(bytes(raw))
     return found

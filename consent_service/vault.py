@@ -110,7 +110,8 @@ class Vault:
 
     def make(self, place: Place) -> StrandKey:
         """A new random key."""
-        return self._wrapped(place, os.urandom(_KEY))
+        fresh = os.urandom(_KEY + _NONCE)
+        return self._wrapped(place, fresh[:_KEY], fresh[_KEY:])
 
     def open(self, place: Place, wrapped: bytes) -> StrandKey:
         """A stored key; raises InvalidTag where it was wrapped by a key that is not at hand, or for another place."""
@@ -124,11 +125,10 @@ class Vault:
 
     def rewrap(self, place: Place, wrapped: bytes) -> bytes:
         """The same key, wrapped by the current key-encryption key."""
-        return self._wrapped(place, self.open(place, wrapped).secret).wrapped
+        return self._wrapped(place, self.open(place, wrapped).secret, os.urandom(_NONCE)).wrapped
 
-    def _wrapped(self, place: Place, key: bytes) -> StrandKey:
+    def _wrapped(self, place: Place, key: bytes, nonce: bytes) -> StrandKey:
         self._look()
-        nonce = os.urandom(_NONCE)
         return StrandKey(key, self._current + nonce + self._wrapping[self._current].encrypt(nonce, key, _aad(place)))
 
     def _look(self, *, at_once: bool = False) -> None:

@@ -253,7 +253,6 @@ CREATE TABLE event (
     link        uuid,                                -- of what happened to a link
     payload     bytea       NOT NULL,                -- canonical JSON, sealed
     PRIMARY KEY (log_id, idx),
-    UNIQUE (log_id, event),
     UNIQUE (log_id, identifier, tenure, sequence)
 );
 CREATE INDEX event_link ON event (log_id, link) WHERE link IS NOT NULL;

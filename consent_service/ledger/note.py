@@ -8,6 +8,7 @@ a wrong one by a known key condemns the note.
 from __future__ import annotations
 
 import base64
+import binascii
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
@@ -218,7 +219,7 @@ class Checkpoint(NamedTuple):
 
 def base64_text(raw: bytes) -> str:
     """Standard base64 with padding (RFC 4648, section 4)."""
-    return base64.b64encode(raw).decode()
+    return binascii.b2a_base64(raw, newline=False).decode()
 
 
 def unbase64(text: str) -> bytes | None:

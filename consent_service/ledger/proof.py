@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 import msgspec
 
@@ -13,6 +14,8 @@ from consent_service.ledger.note import Checkpoint, Note, NoteError, Verifier, b
 MAX_PROOF = 262_144
 """Characters of a proof that is read."""
 _FIRST = "c2sp.org/tlog-proof@v1"
+_line = lru_cache(4_096)(base64_text)
+"""Of a hash: the proofs of a batch have most of theirs in common."""
 _INDEX = re.compile(r"index (0|[1-9][0-9]{0,18})", re.ASCII)
 
 
@@ -51,7 +54,7 @@ class Proof(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         extra = [] if self.extra is None else [f"extra {base64_text(self.extra)}"]
-        hashes = [base64_text(one) for one in self.hashes]
+        hashes = [_line(one) for one in self.hashes]
         return "\n".join([_FIRST, *extra, f"index {self.index}", *hashes, "", self.note])
 
     def verify(self, entry: bytes, known: Sequence[Verifier]) -> tuple[Checkpoint, Note]:
