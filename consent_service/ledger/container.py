@@ -286,11 +286,11 @@ class Reader:
         size = _LAST.size
         tail = self._read(max(0, self.length - size), size)
         if len(tail) < size or tail[:4] != _END:
-            end = self._read(max(0, self.length - CHUNK), CHUNK).rfind(_END)
-            raise Damaged(
-                *(("added", "there are bytes behind the end of the file") if end >= 0 else
-                  ("truncated", "the file ends early, or is no export"))
-            )  # fmt: skip
+            start = max(0, self.length - CHUNK)
+            end = self._read(start, CHUNK).rfind(_END)
+            if 0 <= end < self.length - start - size:
+                raise Damaged("added", "there are bytes behind the end of the file")
+            raise Damaged("truncated", "the file ends early, or is no export")
         *_, count, _, length, at, comment = _LAST.unpack(tail)
         if comment:
             raise Damaged("altered", "the end of the file is not as it is written")

@@ -166,6 +166,10 @@ def truncate(source: Source, chance: Chance) -> Mutated:
     return source.file[: chance.randrange(len(source.file))], {"truncated"}
 
 
+def truncate_a_little(source: Source, chance: Chance) -> Mutated:
+    return source.file[: -chance.randrange(1, 40)], {"truncated"}
+
+
 def append(source: Source, chance: Chance) -> Mutated:
     return source.file + chance.randbytes(chance.randrange(1, 40)), {"added"}
 
@@ -446,7 +450,7 @@ def edit_manifest(source: Source, _chance: Chance) -> Mutated:
 
 
 MUTATIONS: list[Callable[[Source, Chance], Mutated]] = [
-    flip, flip, flip, truncate, append, prepend, drop_member, double_member, add_member, repack, swap_members,
+    flip, flip, flip, truncate, truncate_a_little, append, prepend, drop_member, double_member, add_member, repack, swap_members,
     drop_line,
     drop_line_and_sign, double_line, swap_lines, foreign_line, edit_payload, edit_salt, swap_payloads, drop_entry,
     double_entry, swap_entries, edit_entry, older_checkpoint, edit_range_proof, drop_erasure, drop_erasure_and_sign,
