@@ -451,7 +451,8 @@ def edit_manifest(source: Source, _chance: Chance) -> Mutated:
 
 MUTATIONS: list[Callable[[Source, Chance], Mutated]] = [
     flip, flip, flip, truncate, truncate_a_little, append, prepend, drop_member, double_member, add_member, repack,
-    swap_members, drop_line, drop_line_and_sign, double_line, swap_lines, foreign_line, edit_payload, edit_salt, swap_payloads, drop_entry,
+    swap_members, drop_line, drop_line_and_sign, double_line, swap_lines, foreign_line, edit_payload, edit_salt,
+    swap_payloads, drop_entry,
     double_entry, swap_entries, edit_entry, older_checkpoint, edit_range_proof, drop_erasure, drop_erasure_and_sign,
     swap_erasures, double_erasure, claim_erasure, claim_more, sign_with_another_key, sign_with_another_key_only,
     other_counts, edit_manifest,
