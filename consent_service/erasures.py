@@ -12,7 +12,7 @@ import hmac
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
@@ -28,7 +28,7 @@ from consent_service.ledger.entry import ErasureMade, ErasureReason, erased_dige
 from consent_service.ledger.turns import Recovered
 from consent_service.policies import Policy
 from consent_service.states import CARRIED, GRANTS
-from consent_service.subjects import ADDRESSES, Subject, address
+from consent_service.subjects import ADDRESSES, LOGIN, Subject, address
 from consent_service.tenures import READ_STRANDS, StrandRow
 from consent_service.vault import VALUE, Place, StrandKey, contact_of
 
@@ -116,6 +116,8 @@ class Order(msgspec.Struct, frozen=True):
     size: int
     """Entries that the ledger had: what was begun later, under the same identifiers, is not meant."""
     strands: list[tuple[bytes, int]]
+    whole: list[bytes]
+    """Identifiers that are the person's altogether, and no longer anybody's."""
     links: list[UUID]
     around: list[bytes]
     """Identifiers to which a no of the person may have been carried; it stays there, and forgets whose it was."""
@@ -124,7 +126,8 @@ class Order(msgspec.Struct, frozen=True):
     def is_about(self, other: Order) -> bool:
         """Whether another order, made at another moment, would destroy the same."""
         stones = [[stone.identifier for stone in order.stones] for order in (self, other)]
-        return (self.strands, self.links, stones[0]) == (other.strands, other.links, stones[1])
+        mine, theirs = (self.strands, self.whole, self.links), (other.strands, other.whole, other.links)
+        return mine == theirs and stones[0] == stones[1]
 
 
 class Held(NamedTuple):
@@ -148,10 +151,12 @@ class DoneRow(msgspec.Struct, frozen=True):
     """An erasure that the database knows."""
 
     erasure: UUID
+    idx: int
 
 
 _READ_ORDERED = db.many("erasures", "read_ordered", OrderedRow)
 _READ_LINKS = db.many("erasures", "read_links", LinkRow)
+_READ_CHANGED = db.many("erasures", "read_changed", LinkRow)
 _READ_CONTACTS = db.many("erasures", "read_contacts", ContactRow)
 _READ_EVENTS = db.many("erasures", "read_events", EventRow)
 _READ_DONE = db.many("erasures", "read_done", DoneRow)
@@ -166,8 +171,6 @@ _ENCODER = msgspec.json.Encoder()
 _ORDER = msgspec.json.Decoder(Order)
 _LOG = log.get("erasures")
 _TRIES = 5
-_UNDER_WAY = timedelta(days=1)
-"""For longer no erasure is under way."""
 _AT_ONCE = 500
 """Events whose proof is sealed anew between two statements: what happens in between has a second."""
 
@@ -196,10 +199,16 @@ class Eraser:
                 return _ENCODER.encode(_told(found, head.revision))
             if head.frozen is not None:
                 raise Frozen(head.frozen)
-            await self._note(slug, seal(ledger, found.order))
-            done = await self._carry_out(ledger, body.subject, found.order, credential)
+            line = seal(ledger, found.order)
+            await self._note(slug, line)
+            try:
+                done = await self._carry_out(ledger, body.subject, found, credential)
+            except Frozen:
+                await self._forget(slug, line)
+                raise
             if done is not None:
                 return _ENCODER.encode(done)
+            await self._forget(slug, line)
         raise Unavailable("While it was looked for what belongs to the person, that changed again and again.")
 
     async def _note(self, slug: str, line: bytes) -> None:
@@ -210,17 +219,26 @@ class Eraser:
             except Unavailable:
                 raise Unavailable("The anchor, which has to know of an erasure, cannot be reached.") from None
 
-    async def _carry_out(self, ledger: Ledger, subject: Subject, order: Order, credential: Credential) -> Erased | None:
-        """Erase what an order names; None where it is not all that belongs to the person any more."""
+    async def _forget(self, slug: str, line: bytes) -> None:
+        """Take back an order that came to nothing: carried out later, it would hit whoever has come since."""
+        if self._anchor is not None:
+            await self._anchor.forget_erasures(slug, [line])
+
+    async def _carry_out(
+        self, ledger: Ledger, subject: Subject, ordered: Found, credential: Credential
+    ) -> Erased | None:
+        """Erase what was ordered; None where that is not all that belongs to the person any more."""
+        order = ordered.order
         async with ledger.connection() as connection, connection.transaction():
             tip = await ledger.hold(connection)
             found = await _find(connection, ledger, subject, tip)
-            if not found.order.is_about(order):
-                return None
-            by = ledger.hasher.once("credential", credential.id).hex()
-            found = found._replace(order=order)
-            await _carry_out(connection, ledger, tip, found, by)
-        told = _told(found, Revision(tip.epoch, tip.size + 1))
+            if found.order.is_about(order):
+                by = ledger.hasher.once("credential", credential.id).hex()
+                ordered = found._replace(order=order)
+                await _carry_out(connection, ledger, tip, ordered, by)
+            elif await _missing(connection, ledger, [order]):
+                return None  # else another process, which has just started, was quicker
+        told = _told(ordered, Revision(tip.epoch, tip.size + 1))
         return msgspec.structs.replace(told, erasure=order.erasure)
 
 
@@ -273,20 +291,21 @@ async def catch_up(ledgers: Ledgers, anchor: Anchor) -> None:
                     _LOG.warning("erased_once_more", tenant=tenant.slug, people=count)
 
 
-async def prune_journal(ledger: Ledger, anchor: Anchor) -> int:
+async def prune_journal(ledger: Ledger, anchor: Anchor, before: int) -> int:
     """Take out what no copy of the database has to be told any more; how many lines these were.
 
-    For after a purge, which destroyed the key-encryption key of every older copy: what was carried out before, and what
-    was ordered long ago and never carried out, because something failed and it was ordered anew.
+    For after a purge, which destroyed the key-encryption key of every older copy: the erasures with entries `before`
+    the one that says so.
 
     Raises:
         Unavailable: the anchor cannot be reached.
     """
     async with ledger.connection() as connection:
-        slug, now = await ledger.slug(connection), (await read_head(connection, ledger.log_id)).now
+        slug = await ledger.slug(connection)
         ours = {line: order for line in await anchor.erasures(slug) if (order := _unsealed(ledger, line)) is not None}
-        waiting = {order.erasure for order in await _missing(connection, ledger, list(ours.values()))}
-    old = {line for line, order in ours.items() if order.erasure not in waiting or order.at < now - _UNDER_WAY}
+        found = await _READ_DONE(connection, ledger.log_id, [order.erasure for order in ours.values()])
+    done = {row.erasure for row in found if row.idx < before}
+    old = {line for line, order in ours.items() if order.erasure in done}
     if old:
         await anchor.forget_erasures(slug, old)
     return len(old)
@@ -298,15 +317,25 @@ async def _missing(connection: db.Connection, ledger: Ledger, orders: Sequence[O
     return [one for one in orders if one.erasure not in done]
 
 
+async def _is_stale(connection: db.Connection, ledger: Ledger, order: Order) -> bool:
+    """Whether something changed about who has the identifiers, since an order that came to nothing at the time."""
+    named = sorted({identifier for identifier, _ in order.strands} | {*order.whole, *order.around})
+    return bool(await _READ_CHANGED(connection, ledger.log_id, named, order.at))
+
+
 async def repeat(connection: db.Connection, ledger: Ledger, orders: Sequence[Order]) -> int:
     """Carry out the orders that a restored database does not know of, in one transaction; how many these were.
 
     Of what an order names, it destroys what had begun by then. What it kept the proof of, it keeps as long as before.
+    An order that does not fit any more, as nobody was told that it was carried out, is left to whoever reads the log.
     """
     count = 0
     async with connection.transaction():
         for order in await _missing(connection, ledger, orders):
             tip = await ledger.hold(connection)
+            if await _is_stale(connection, ledger, order):
+                _LOG.error("stale_erasure", log_id=ledger.log_id, erasure=str(order.erasure))
+                continue
             strands = await _READ_ORDERED(connection, ledger.log_id, *_columns(order.strands), order.size)
             keys = _opened(ledger, strands)
             policy = await ledger.policies.get(connection, ledger.log_id, tip.policy)
@@ -352,13 +381,15 @@ async def _find(connection: db.Connection, ledger: Ledger, subject: Subject, hea
     keys = _opened(ledger, strands)
     columns = _columns(keys)
     events = await _READ_EVENTS(connection, log_id, *columns, _proving(policy))
-    links = await _READ_LINKS(connection, log_id, identifier, head.now, *columns)
+    whole = sorted({row.identifier for row in strands if row.is_whole})
+    links = await _READ_LINKS(connection, log_id, whole, *columns)
     contacts = await _READ_CONTACTS(connection, log_id, *columns)
     names = [Subject(row.namespace, _open(keys, row, VALUE).decode()) for row in strands]
     addresses = [address(_open(keys, row, contact_of(row.contact)).decode()) for row in contacts]
     addresses += [address(name.id) for name in names if name.type in ADDRESSES]  # in whichever spelling it comes back
     things = (devices.NAMESPACE, *policy.tenant.shared)  # which nobody advertises to
-    people = [name for name in names if name.type not in things]
+    theirs = [name for name, row in zip(names, strands, strict=True) if row.is_whole or name.type != LOGIN]
+    people = [name for name in theirs if name.type not in things]
     until = policy.tenant.suppression.after(head.now)
     stones = sorted({ledger.hasher.identifier(one) for one in (*people, *addresses)})
     order = Order(
@@ -366,6 +397,7 @@ async def _find(connection: db.Connection, ledger: Ledger, subject: Subject, hea
         at=head.now,
         size=(await read_head(connection, log_id)).size,  # as it is now that everything was read
         strands=list(keys),
+        whole=whole,
         links=[link.link for link in links],
         around=sorted({end for link in links for end in (link.identifier, link.anchor)}),
         stones=[Stone(stone, until) for stone in stones],
@@ -425,10 +457,14 @@ async def _carry_out(connection: db.Connection, ledger: Ledger, tip: Tip, found:
     for start in range(0, len(found.held), _AT_ONCE):
         rows = [_locked(ledger, found.keys, held) for held in found.held[start : start + _AT_ONCE]]
         await _HOLD(connection, log_id, order.erasure, *zip(*rows, strict=True))
-    await _DESTROY(connection, log_id, *_columns(order.strands), order.links, order.around, sorted(CARRIED))
+    await _DESTROY(
+        connection, log_id, *_columns(order.strands), order.links, order.around, sorted(CARRIED), os.urandom(_SALT),
+        order.whole, order.at,
+    )  # fmt: skip
     await _SUPPRESS(
-        connection, log_id, [one.identifier for one in order.stones], [one.until for one in order.stones], order.at
-    )
+        connection, log_id, [one.identifier for one in order.stones], [one.until for one in order.stones], order.at,
+        *_columns(order.strands),
+    )  # fmt: skip
     await resign(connection)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import asyncpg
 import msgspec
@@ -54,6 +55,14 @@ class HoldRow(msgspec.Struct, frozen=True):
     key: bytes
 
 
+class Rewrapped(NamedTuple):
+    """Keys that are wrapped by a new key-encryption key."""
+
+    keys: int
+    entries: list[tuple[Ledger, int]]
+    """Where each ledger says so. A frozen one says nothing."""
+
+
 class Purged(msgspec.Struct, frozen=True):
     """What a purge did."""
 
@@ -90,11 +99,11 @@ async def purge(
     rewrapped = None if key_file is None else await _rotate(ledgers, vault, key_file, owner)
     orders = 0
     if rewrapped is not None and anchor is not None:
-        orders = sum([await erasures.prune_journal(ledger, anchor) for ledger in everybody])
+        orders = sum([await erasures.prune_journal(ledger, anchor, entry) for ledger, entry in rewrapped.entries])
     return Purged(
         released=sum(entries for entries, _ in due),
         tombstones=sum(stones for _, stones in due),
-        rewrapped=rewrapped,
+        rewrapped=None if rewrapped is None else rewrapped.keys,
         orders=orders,
         turned=rewrapped is not None and await _turn(owner),
     )
@@ -121,7 +130,7 @@ async def _release(ledger: Ledger) -> tuple[int, int]:
     return len(due), 0 if stones is None else stones.count
 
 
-async def _rotate(ledgers: Ledgers, vault: Vault, key_file: Path, owner: db.Connection) -> int:
+async def _rotate(ledgers: Ledgers, vault: Vault, key_file: Path, owner: db.Connection) -> Rewrapped:
     """Wrap every key by a new key-encryption key, and destroy those before.
 
     A process goes by the file as it was at most LOOK_S ago. An entry of each ledger after that time sees to it that no
@@ -136,26 +145,27 @@ async def _rotate(ledgers: Ledgers, vault: Vault, key_file: Path, owner: db.Conn
         write_keys(key_file, [made, *read_keys(key_file)])
         await asyncio.sleep(1.5 * LOOK_S)
         all_of_them = await _all(ledgers)
-        count = await _rewrap_all(all_of_them, vault)
+        done = await _rewrap_all(all_of_them, vault)
         for ledger in all_of_them:
             if await _is_left(ledger, vault):
                 raise SetupError("Some keys are wrapped by another key than the newest. Run the purge again.")
         await _TRUST_KEK(owner, vault.current)
         write_keys(key_file, [made])
-        return count
+        return done
 
 
-async def _rewrap_all(all_of_them: Sequence[Ledger], vault: Vault) -> int:
-    count = 0
+async def _rewrap_all(all_of_them: Sequence[Ledger], vault: Vault) -> Rewrapped:
+    count, said = 0, []
     for ledger in all_of_them:
         async with ledger.connection() as connection:
             async with connection.transaction():
                 tip = await ledger.hold(connection, although_frozen=True)
                 if tip.frozen is None:
                     entry = system(KeysRewrapped(at=tip.now, kek=vault.current.hex()))
-                    await append(connection, ledger.log_id, tip, [entry], tip.now)
+                    growth = await append(connection, ledger.log_id, tip, [entry], tip.now)
+                    said.append((ledger, growth.first))
             count += await _rewrap(connection, ledger, vault) + await _rewrap_held(connection, ledger, vault)
-    return count
+    return Rewrapped(count, said)
 
 
 async def _is_left(ledger: Ledger, vault: Vault) -> bool:

@@ -16,6 +16,8 @@ from consent_service.errors import FieldError
 MAX_ID = 256
 MAX_PROOF = 128
 """Longest proof of possession."""
+LOGIN = "login"
+"""Namespace of accounts: whoever logs in. Only they have identifiers linked to them, and nobody has one in turn."""
 ADDRESSES = ("email", "phone")
 """Namespaces whose identifiers are addresses or numbers themselves."""
 

@@ -102,6 +102,9 @@ class StrandRow(msgspec.Struct, frozen=True):
     """Sealed."""
     events: int
     is_account: bool
+    is_whole: bool
+    """Whether the identifier is the person's altogether: the account, or linked to it now and nothing that changes
+    hands. Others were theirs for a time."""
 
 
 class Person(NamedTuple):

@@ -117,7 +117,7 @@ CREATE TABLE link (
     link         uuid        NOT NULL,
     kind         text        COLLATE "C" NOT NULL,   -- identity, group, guardian
     identifier   bytea       NOT NULL,
-    anchor       bytea       NOT NULL,
+    anchor       bytea       NOT NULL,               -- empty once it is erased, and its dates still count for others
     tenure       integer     NOT NULL,               -- the strand that an identity link began; else 0
     base         integer     NOT NULL,               -- grants of strands up to this one were somebody else's
     shared       boolean     NOT NULL,               -- a thing that changes hands: nothing from outside the tenure counts
@@ -385,3 +385,4 @@ GRANT DELETE ON revocation, consent_state, conflict TO consent_app;
 GRANT SELECT, DELETE ON event, strand, contact, consent_state, link, conflict, export, hold TO consent_erase;
 GRANT SELECT, INSERT ON erasure, erased, hold, consent_state TO consent_erase;
 GRANT SELECT, UPDATE ON idempotency, consent_state, hold TO consent_erase;
+GRANT UPDATE (anchor, ended_at, annul_asked) ON link TO consent_erase;

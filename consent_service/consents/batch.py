@@ -65,9 +65,9 @@ class BatchRow(msgspec.Struct, frozen=True):
     frontier: bytes
     """Of the tree; with the first act of the batch only."""
     tenure: int
-    """The identifier's current strand; 0 where it has none."""
+    """The identifier's current strand, or a later one that a link began and an erasure took; 0 where it has none."""
     tenured: bool
-    """Whether that strand was begun by a link."""
+    """Whether it was begun by a link."""
     events: int
     key: bytes | None
     """Of that strand, wrapped."""

@@ -20,6 +20,7 @@ CLOCK_SKEW = timedelta(seconds=5)
 """A caller's clock may run ahead of ours by this much; the time is then ours."""
 MAX_EVIDENCE = 65_536
 """Bytes of evidence as it is kept, which can be more than was sent: JSON has short ways to write long numbers."""
+_IMPORTED = GRADES.index("imported")
 _EARLIEST = datetime(1990, 1, 1, tzinfo=UTC)
 _ATTESTED_ONLY = frozenset({"confirmed", "applies", "ceased", "restricted", "restriction_lifted"})
 _WITH_NOTICE = GRANTS | {"requested"}
@@ -64,6 +65,19 @@ class Act(msgspec.Struct, frozen=True, gc=False):
     """Whether it is a row of a list that is read in: whoever was erased does not come back by it."""
     addresses: tuple[bytes, ...] = ()
     """Of such a row: the identifiers that its addresses and numbers would be."""
+
+    @property
+    def minds_tombstones(self) -> bool:
+        """Whether it matters to somebody new if they were erased: a fresh opt-in, said now, ends the suppression."""
+        purposes = self.policy.purposes
+        return self.grade == _IMPORTED or any(
+            record.occurred_at is not None
+            or (
+                record.status not in GRANTS
+                and (record.purpose == ALL_PURPOSES or purposes[record.purpose].direct_marketing)
+            )
+            for record in self.records
+        )
 
 
 def attests(credential: Credential) -> bool:

@@ -30,8 +30,7 @@ from consent_service.ledger import (
     group_commit,
     read_head,
 )  # fmt: skip
-from consent_service.ledger.note import Checkpoint
-from consent_service.policies import GRADES, Policy
+from consent_service.policies import Policy
 from consent_service.states import RESTRICTIVE, Standing
 from consent_service.tenures import Member, find
 
@@ -46,7 +45,8 @@ class AnswerRow(msgspec.Struct, frozen=True):
     answer_tenure: int
     answer_idx: int
     answer_size: int
-    answer_key: bytes
+    answer_key: bytes | None
+    """None: it was erased."""
 
 
 class Written(msgspec.Struct, frozen=True):
@@ -56,7 +56,6 @@ class Written(msgspec.Struct, frozen=True):
     """1, or 0 where the ledger had changed."""
 
 
-_IMPORTED = GRADES.index("imported")
 _OF_A_ROW = (Invalid, Suppressed, Repeated, Erased)
 """What concerns one row of a list, and no other."""
 _MINTED = msgspec.json.Encoder()
@@ -198,6 +197,8 @@ class _Book:
             return None
         async with self.ledger.connection() as connection:
             row = await _READ_ANSWER(connection, self.ledger.log_id, call.key)
+            if row is not None and row.answer_key is None:
+                raise Erased
             if row is None or row.body != call.body_hash:
                 return None
             head = await read_head(connection, self.ledger.log_id)
@@ -291,8 +292,8 @@ class _Book:
         head, known = found[0], [row for (row,) in found[1]]
         if head.frozen is not None:
             raise Frozen(head.frozen)
-        # Whoever is new here has nothing that stands; but a list that is read in may name somebody who was erased.
-        returning = {a.identifier: a for a, row in zip(acts, known, strict=True) if row.tenure or a.grade == _IMPORTED}
+        # Whoever is new here has nothing that stands, unless it is the tombstone of somebody who was erased.
+        returning = {a.identifier: a for a, row in zip(acts, known, strict=True) if row.tenure or a.minds_tombstones}
         members: dict[bytes, list[Member]] = {}
         standing: dict[bytes, Standing] = {}
         if returning:
@@ -303,7 +304,8 @@ class _Book:
             if now.revision != head.revision or now.policy != head.policy:
                 return None
         log = await self.ledger.log(connection, head)
-        self.ledger.demand_kept(log.origin, head.size, known[0].frontier)
+        if not self.ledger.is_kept(head, known[0].frontier):
+            return None  # overtaken by another writer of this process; or the database is an older one, as `hold` finds
         batch = Batch(self.ledger, head, known[0].frontier, members, standing)
         done = [batch.add(act, row) for act, row in zip(acts, known, strict=True)]
         return _Tried(head, log, batch, None, done)
@@ -314,7 +316,7 @@ class _Book:
         receipts: list[Told] = []
         if growth is not None:
             receipts = list(batch.receipts(log, growth))
-            self.ledger.remember(Checkpoint(log.origin, growth.frontier.size, growth.root))
+            self.ledger.remember(log, growth.frontier.size, growth.root)
         return [
             receipts[one] if isinstance(one, int)
             else await again(connection, self.ledger, head, one) if isinstance(one, Earlier) else one

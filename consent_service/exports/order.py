@@ -19,7 +19,6 @@ from consent_service.exports.model import Asked, Export, ExportBody, ExportRow
 from consent_service.ledger import Ledger, Ledgers, Tip, append, parquet, read_head
 from consent_service.ledger.entry import ExportMade, system
 from consent_service.ledger.export import ENCODER, Filter
-from consent_service.ledger.note import Checkpoint
 from consent_service.ledger.tree import Frontier
 from consent_service.links.write import READ_LINKS
 from consent_service.subjects import Subject, id_errors
@@ -251,7 +250,7 @@ async def _checkpoint(connection: db.Connection, ledger: Ledger, tip: Tip) -> tu
         return published.note, published.timestamp
     log = await ledger.log(connection, tip)
     root = Frontier.read(tip.size, tip.frontier).root
-    ledger.remember(Checkpoint(log.origin, tip.size, root))
+    ledger.remember(log, tip.size, root)
     return log.checkpoint(tip.size, root), None
 
 

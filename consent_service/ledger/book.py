@@ -73,7 +73,8 @@ class Ledger:
         self.hasher = Hasher(secret, log_id)
         self.log_id = log_id
         self.signed: Checkpoint | None = None
-        """The largest that this process signed for somebody."""
+        """The largest that this process signed for somebody, of the newest epoch."""
+        self._signed_in = 0
 
     def connection(self) -> AbstractAsyncContextManager[db.Connection]:
         """A connection that sees this tenant's rows and no others."""
@@ -87,33 +88,31 @@ class Ledger:
             self._slug = row.slug
         return self._slug
 
-    def remember(self, signed: Checkpoint) -> None:
+    def remember(self, log: Log, size: int, root: bytes) -> None:
         """Keep in mind what was signed for somebody: the database may forget it, and must not go on then."""
-        if self.signed is None or signed.origin != self.signed.origin or signed.size > self.signed.size:
-            self.signed = signed
+        if self.signed is None or (log.epoch, size) > (self._signed_in, self.signed.size):
+            self.signed, self._signed_in = Checkpoint(log.origin, size, root), log.epoch
 
-    def demand_kept(self, origin: str, size: int, frontier: bytes) -> None:
-        """Refuse to let a tree grow that is not the one which this process has signed.
+    def is_kept(self, head: Head, frontier: bytes) -> bool:
+        """Whether a tree may be the one that this process has signed: no older one, and no other one of the same size.
 
-        Raises:
-            Frozen: it is an older one, or another one of the same size. Whether a larger one begins with what was
-                signed, the publisher finds out.
+        Whether a larger one begins with what was signed, the publisher finds out.
         """
         signed = self.signed
-        if signed is None or signed.origin != origin or size > signed.size:
-            return
-        if size < signed.size or Frontier.read(size, frontier).root != signed.root:
-            raise Frozen(OLDER)
+        if signed is None:
+            return True
+        mine, theirs = (head.epoch, head.size), (self._signed_in, signed.size)
+        return mine > theirs or (mine == theirs and Frontier.read(head.size, frontier).root == signed.root)
 
     async def hold(self, connection: db.Connection, *, although_frozen: bool = False) -> Tip:
         """The head, ours until the transaction ends (`head.lock_head`).
 
         Raises:
-            Frozen: the ledger takes no writes, or has to take none any more (`demand_kept`).
+            Frozen: the ledger takes no writes, or must take none: it is not what this process has signed.
         """
         tip = await lock_head(connection, self.log_id, although_frozen=although_frozen)
-        if not although_frozen:
-            self.demand_kept((await self.log(connection, tip)).origin, tip.size, tip.frontier)
+        if not although_frozen and not self.is_kept(tip, tip.frontier):
+            raise Frozen(OLDER)
         return tip
 
     async def log(self, connection: db.Connection, head: Head) -> Log:

@@ -108,7 +108,7 @@ class Publisher:
             note, token, is_witnessed = await self._outside.confirm(
                 log, note, _prover(ledger), dated=found.dated_at is None or found.now - found.dated_at > DATE_EVERY
             )
-        ledger.remember(mine)
+        ledger.remember(log, mine.size, mine.root)
         if not await self._keep(slug, anchored, mine, note) or not is_witnessed:
             return False  # somebody else was quicker; or the next round asks again
         if found.published < found.size:

@@ -120,5 +120,7 @@ async def tell(connection: db.Connection, ledger: Ledger, anchor: Anchor) -> Non
     found = await standing.read(connection, ledger.log_id)
     log = await ledger.log(connection, found)
     mine, slug = found.checkpoint(log.origin), await ledger.slug(connection)
-    ledger.remember(mine)
-    await anchor.swap(slug, await anchor.read(slug), log.checkpoint(mine.size, mine.root))
+    ledger.remember(log, mine.size, mine.root)
+    anchored = await anchor.read(slug)
+    if anchored is None or not anchored.note.startswith(f"{log.origin}\n"):  # else the service was quicker
+        await anchor.swap(slug, anchored, log.checkpoint(mine.size, mine.root))

@@ -25,7 +25,6 @@ from consent_service.ledger import (
     read_head,
     strands,
 )
-from consent_service.ledger.note import Checkpoint
 from consent_service.links.model import (
     AnnulBody,
     Challenge,
@@ -60,6 +59,7 @@ class LinkRow(msgspec.Struct, frozen=True):
     kind: LinkKind
     identifier: bytes
     anchor: bytes
+    """Empty once it is erased."""
     tenure: int
     base: int
     shared: bool
@@ -136,7 +136,7 @@ class Linker:
     async def _end(self, change: _Change, credential: Credential, body: EndBody, link: str) -> Linked:
         row, by_device = await change.read(link), False
         if credential.kind == "person":  # whose lost telephone cannot prove anything
-            if await change.name(row.anchor) != Subject("login", credential.login):
+            if not row.anchor or await change.name(row.anchor) != Subject("login", credential.login):
                 raise NotFound("There is no such link.")
         elif "links" not in credential.scopes or credential.kind == "publishable":
             identifier = await change.name(row.identifier)
@@ -303,7 +303,7 @@ class _Change:
         current = await strands.current(self.connection, self.ledger, identifier)
         if current is not None and not new and not self._is_over(mine.get(current.tenure)):
             return current.tenure
-        tenure = 1 if current is None else current.tenure + 1
+        tenure = 1 + max([0 if current is None else current.tenure, *mine])  # an erasure may have left a link alone
         await strands.begin(self.connection, self.ledger, subject, tenure)
         return tenure
 
@@ -330,12 +330,16 @@ class _Change:
             credential=self.credential.id,
         )  # fmt: skip
         await self._tell(row, row.identifier, row.tenure, told)
-        other = msgspec.structs.replace(told, event=ids.event_id(), side="anchor", evidence=None, reason=None)
-        await self._tell(row, row.anchor, 0, other)
+        if row.anchor:
+            other = msgspec.structs.replace(told, event=ids.event_id(), side="anchor", evidence=None, reason=None)
+            await self._tell(row, row.anchor, 0, other)
 
     async def _tell(self, row: LinkRow, identifier: bytes, tenure: int, told: LinkEvent) -> None:
-        """The event of one side, in the strand that the link began, or else in the current one."""
-        place = Place(self.ledger.log_id, identifier, tenure or (await self._current(identifier)).tenure)
+        """The event of one side, in the strand that the link began, or else in one that is its own."""
+        if not tenure:
+            rows = await READ_LINKS(self.connection, self.ledger.log_id, [identifier])
+            tenure = await self._strand(await self.name(identifier), identifier, rows, new=False)
+        place = Place(self.ledger.log_id, identifier, tenure)
         kind = strands.Kind("link", told.change, row.grade, row.link)
         index = self.tip.size + len(self.openings)
         self.openings.append(await strands.tell(self.connection, self.ledger, place, index, kind, told))
@@ -363,7 +367,8 @@ class _Change:
         reuse = max((purpose.reuse_window for purpose in self.policy.purposes.values()), default=timedelta(0))
         return Linked(
             link=row.link, kind=row.kind, identifier=await self.name(row.identifier),
-            anchor=await self.name(row.anchor), grade=GRADES[row.grade], since=row.began_at, until=row.until,
+            anchor=await self.name(row.anchor) if row.anchor else None, grade=GRADES[row.grade],
+            since=row.began_at, until=row.until,
             ended_at=row.ended_at, annulled_at=row.annulled_at, annulment_asked=row.annul_asked is not None,
             conflicts=conflicts, rev=str(revision), effective_by=self.now + reuse, receipt=None,
         )  # fmt: skip
@@ -375,7 +380,7 @@ class _Change:
             return linked
         index = growth.first + self.receipt_of
         log = await self.ledger.log(self.connection, self.tip)
-        self.ledger.remember(Checkpoint(log.origin, growth.frontier.size, growth.root))
+        self.ledger.remember(log, growth.frontier.size, growth.root)
         checkpoint = log.checkpoint(growth.frontier.size, growth.root)
         receipt = issue(index, growth.proof(index), self.openings[self.receipt_of], checkpoint)
         return msgspec.structs.replace(linked, receipt=receipt)

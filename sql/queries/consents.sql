@@ -4,7 +4,7 @@
 SELECT k.body, k.identifier, k.answer, k.event AS answer_event, k.tenure AS answer_tenure, k.idx AS answer_idx,
        k.size AS answer_size, s.key AS answer_key
 FROM idempotency k
-JOIN strand s ON s.log_id = $1 AND s.identifier = k.identifier AND s.tenure = k.tenure
+LEFT JOIN strand s ON s.log_id = $1 AND s.identifier = k.identifier AND s.tenure = k.tenure
 WHERE k.log_id = $1 AND k.key = $2;
 
 -- name: read_batch :many
@@ -12,7 +12,8 @@ WHERE k.log_id = $1 AND k.key = $2;
 -- given under its key. LIMIT keeps each look-up a look-up: the one plan may be made while the tables are still empty.
 SELECT h.epoch, h.size, h.policy, h.frozen, h.first_key, h.last_key, greatest(h.recorded_at, clock_timestamp()) AS now,
        CASE WHEN a.n = 1 THEN h.frontier ELSE '' END AS frontier,
-       coalesce(i.tenure, 0) AS tenure, coalesce(i.tenured, false) AS tenured, coalesce(i.events, 0) AS events, i.key,
+       greatest(i.tenure, l.tenure, 0) AS tenure, coalesce(l.tenure >= i.tenure, false) AS tenured,
+       coalesce(i.events, 0) AS events, i.key,
        k.body, k.answer, k.event AS answer_event, k.tenure AS answer_tenure, k.idx AS answer_idx,
        k.size AS answer_size, k.strand_key AS answer_key
 FROM ledger_head h
@@ -26,16 +27,15 @@ LEFT JOIN LATERAL (
     LIMIT 1
 ) k ON true
 LEFT JOIN LATERAL (
-    SELECT s.tenure, s.events, s.key, EXISTS (
-        SELECT FROM link l
-        WHERE l.log_id = $1 AND l.identifier = a.identifier AND l.kind = 'identity' AND l.tenure = s.tenure
-          AND l.annulled_at IS NULL
-    ) AS tenured
-    FROM strand s
+    SELECT s.tenure, s.events, s.key FROM strand s
     WHERE s.log_id = $1 AND s.identifier = a.identifier
     ORDER BY s.tenure DESC
     LIMIT 1
 ) i ON true
+LEFT JOIN LATERAL (
+    SELECT max(tenure) AS tenure FROM link
+    WHERE log_id = $1 AND identifier = a.identifier AND kind = 'identity' AND annulled_at IS NULL
+) l ON true
 WHERE h.log_id = $1
 ORDER BY a.n;
 

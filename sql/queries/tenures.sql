@@ -65,9 +65,9 @@ WHERE log_id = $1 AND identifier = ANY($2::bytea[])
 ORDER BY identifier, tenure DESC;
 
 -- name: read_strands :many
--- Every strand of the person that an identifier stands for: of the account, and of whatever is or was linked to it and
--- truly so, at the moment $4. A strand that is somebody else's tenure stays; and what a thing ($3) was before it changed
--- hands.
+-- Every strand of the person that an identifier stands for, at the moment $4: of the account, of what is linked to it now,
+-- and of whatever was linked to either and truly so. A strand that is somebody else's tenure stays; so does what a thing
+-- ($3) was before it changed hands, and what an account was before and after it was a member of another one.
 WITH account AS MATERIALIZED (
     SELECT coalesce((
         SELECT anchor FROM link
@@ -75,22 +75,30 @@ WITH account AS MATERIALIZED (
           AND (until IS NULL OR until > $4)
         LIMIT 1
     ), $2) AS identifier
+), whole AS MATERIALIZED (
+    SELECT identifier FROM account
+    UNION
+    SELECT l.identifier FROM account a
+    JOIN link l ON l.log_id = $1 AND l.anchor = a.identifier AND l.kind = 'identity'
+    WHERE l.ended_at IS NULL AND l.annulled_at IS NULL AND (l.until IS NULL OR l.until > $4) AND NOT l.shared
 ), mine AS MATERIALIZED (
     SELECT a.identifier, CASE WHEN $3::boolean THEN (
                SELECT coalesce(max(tenure), 0) FROM link
                WHERE log_id = $1 AND identifier = a.identifier AND kind = 'identity' AND annulled_at IS NULL
-           ) ELSE 0 END AS above, NULL::integer AS upto, a.identifier AS anchor
+           ) ELSE 0 END AS above, NULL::integer AS upto, 0 AS tenure, a.identifier AS anchor
     FROM account a
     UNION ALL
     SELECT l.identifier, CASE WHEN l.shared THEN l.tenure - 1 ELSE l.base END,
-           CASE WHEN l.shared OR l.ended_at IS NOT NULL OR l.until <= $4 THEN l.tenure END, l.anchor
-    FROM account a
-    JOIN link l ON l.log_id = $1 AND l.anchor = a.identifier AND l.kind = 'identity' AND l.annulled_at IS NULL
+           CASE WHEN l.shared OR l.ended_at IS NOT NULL OR l.until <= $4 THEN l.tenure END, l.tenure, l.anchor
+    FROM whole w
+    JOIN link l ON l.log_id = $1 AND l.anchor = w.identifier AND l.kind = 'identity' AND l.annulled_at IS NULL
 )
-SELECT DISTINCT s.identifier, s.tenure, s.namespace, s.key, s.value, s.events, s.identifier = a.identifier AS is_account
+SELECT DISTINCT s.identifier, s.tenure, s.namespace, s.key, s.value, s.events, s.identifier = a.identifier AS is_account,
+       s.identifier IN (SELECT identifier FROM whole) AS is_whole
 FROM account a CROSS JOIN mine m
 JOIN strand s ON s.log_id = $1 AND s.identifier = m.identifier
     AND s.tenure > m.above AND (m.upto IS NULL OR s.tenure <= m.upto)
+    AND (m.upto IS NULL OR s.tenure = m.tenure OR s.namespace <> 'login')
 WHERE NOT EXISTS (
     SELECT FROM link o
     WHERE o.log_id = $1 AND o.identifier = s.identifier AND o.kind = 'identity' AND o.tenure = s.tenure

@@ -15,6 +15,7 @@ import pytest
 from conftest import NOTICE, SECRET, Serve, Tenant
 
 from consent_service import auth, clock, erasures, keys, tenants
+from consent_service.consents import write
 from consent_service.errors import Frozen, Invalid, Unavailable
 from consent_service.ledger import Ledgers, publish, read_head, receipt, standing, tree, turns
 from consent_service.ledger.anchor import Anchored, FileAnchor
@@ -665,3 +666,50 @@ async def test_an_anchor_that_is_empty_all_of_a_sudden_is_told_of(
     elsewhere = Outside(FileAnchor(tmp_path / "new"))
     assert await Publisher(yard.tenant.services.ledgers, elsewhere, every_s=0).publish(yard.tenant.log_id)
     assert said == ["anchor_empty"]
+
+
+@pytest.mark.parametrize("anchored", [True, False])
+async def test_what_was_signed_in_a_later_epoch_is_remembered(yard: Yard, anchored: bool) -> None:
+    oldest = await yard.copy()
+    await yard.record(WEB)
+    await yard.publish()
+    await yard.restore(oldest)
+    assert not await yard.publish()
+    async with yard.ledger.connection() as connection:
+        await erasures.recover(connection, yard.ledger, yard.anchor)
+    await yard.record(WEB)
+    if not anchored:
+        yard.publisher = Publisher(yard.tenant.services.ledgers, Outside(None), every_s=0)
+    await yard.owner.execute("DELETE FROM consent_state WHERE log_id = $1", yard.tenant.log_id)
+    await yard.restore(oldest)
+    assert (await yard.record(WEB)).status_code == 503
+    assert not await yard.publish()
+    assert (await yard.status()).frozen is not None
+
+
+async def test_an_answer_that_is_given_again_is_signed_again_and_remembered(yard: Yard) -> None:
+    backup, person = await yard.copy(), {"type": "login", "id": uuid.uuid4().hex}
+    first = await yard.tenant.record(WEB, subject=person, id="once")
+    yard.ledger.signed = None  # another process, or this one started anew
+    again = await yard.tenant.record(WEB, subject=person, id="once")
+    assert again.json()["receipt"] == first.json()["receipt"]
+    for table in ("consent_state", "strand"):
+        await yard.owner.execute(f"DELETE FROM {table} WHERE log_id = $1", yard.tenant.log_id)
+    await yard.restore(backup)
+    assert (await yard.record(WEB)).status_code == 503
+
+
+async def test_a_batch_that_another_writer_of_the_process_overtakes_is_written_all_the_same(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, links = write._READ_BATCH, [{"identifier": {"type": "loyalty", "id": "card"}, "login": "ada"}]
+
+    async def late(*args: Any) -> Any:
+        found = await real(*args)
+        if links:
+            assert (await yard.tenant.post("/v1/links", links.pop())).status_code == 201
+        return found
+
+    monkeypatch.setattr(write, "_READ_BATCH", late)
+    answer = await yard.record(WEB)
+    assert answer.status_code == 201, answer.text
