@@ -141,9 +141,14 @@ async def apply_policy(connection: db.Connection, log_id: int, policies: store.P
             raise Invalid("\n".join(["The policy cannot be applied:", *(f"  {change.text}" for change in refused)]))
         await _demand_own_issuers(connection, log_id, new)
         if old is None or old.hash != new.hash:
-            await store.activate(connection, log_id, tip.policy + 1, new, tip.now)
+            await store.activate(connection, log_id, _next(tip), new, tip.now)
             await append(connection, log_id, tip, list(_entries(tip, old, new)), tip.now)
     return result
+
+
+def _next(tip: Tip) -> int:
+    """The version that a policy gets: in each epoch from another thousand, lest one that was lost be taken for it."""
+    return max(tip.policy, (tip.epoch - 1) * 1_000) + 1
 
 
 def _entries(tip: Tip, old: Policy | None, new: Policy) -> Iterator[bytes]:
@@ -153,7 +158,7 @@ def _entries(tip: Tip, old: Policy | None, new: Policy) -> Iterator[bytes]:
         for notice in versions.values():
             if notice.hash not in known:
                 yield system(NoticePublished(at=tip.now, notice=notice.id, version=notice.version, sha256=notice.hash))
-    yield system(PolicyApplied(at=tip.now, version=tip.policy + 1, sha256=new.hash))
+    yield system(PolicyApplied(at=tip.now, version=_next(tip), sha256=new.hash))
 
 
 async def _demand_own_issuers(connection: db.Connection, log_id: int, new: Policy) -> None:

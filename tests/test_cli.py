@@ -730,7 +730,15 @@ def test_an_export_is_written_and_verified_by_whoever_has_the_file_and_the_key(p
     said = consent(place, "ledger", "export", *at_home, "--output", "ada.zip", "--subject", "login:ada").stdout
     assert "consent verify ada.zip" in said
     wrong = consent(place, "ledger", "export", *at_home, "--output", "x.zip", "--purpose", "rubbish", "--from", "today")
-    assert (wrong.returncode, "/from" in wrong.stderr) == (1, True)
+    assert (wrong.returncode, "--from" in wrong.stderr) == (2, True)
+    for option in ("--subject", "--from", "--until"):  # as of a variable that is not set: not everybody instead
+        empty = consent(place, "ledger", "export", *at_home, "--output", "x.zip", option, "")
+        assert (empty.returncode, option in empty.stderr) == (2, True)
+    (place / "link.zip").symlink_to("target")
+    linked = consent(place, "ledger", "export", *at_home, "--output", "link.zip")
+    assert (linked.returncode, "no file of its own" in linked.stderr) == (2, True)
+    unasked = consent(place, "ledger", "recover", *at_home, "--json")
+    assert (unasked.returncode, "--yes" in unasked.stderr) == (2, True)
     nowhere = consent(place, "ledger", "export", *at_home, "--output", "no/such/x.zip")
     assert (nowhere.returncode, "Traceback" in nowhere.stderr) == (2, False)
     assert not [file for file in place.iterdir() if "x.zip" in file.name], "nothing is left of what failed"

@@ -14,7 +14,7 @@ from consent_service.cli.options import as_json, service_options
 from consent_service.cli.reach import InReach, for_ledger
 from consent_service.cli.root import consent
 from consent_service.cli.terminal import progress, table, tell
-from consent_service.errors import Frozen
+from consent_service.errors import Frozen, Invalid
 from consent_service.ledger import standing, turns
 
 
@@ -86,7 +86,9 @@ def rotate_key(tenant: str, finish: bool, as_json: bool, data: str | None, datab
 @as_json
 def recover_ledger(tenant: str, yes: bool, as_json: bool, data: str | None, database_url: str | None) -> None:
     """Give up what a frozen ledger has lost: it goes on in a new epoch, and its first entry there says so."""
-    if not yes and not as_json:
+    if not yes and as_json:
+        raise click.UsageError("With --json nobody is asked: say --yes.")
+    if not yes:
         click.confirm("Entries that were signed, and for which people hold receipts, are lost then. Go on?", abort=True)
 
     async def turn(reach: InReach) -> tuple[turns.Recovered, int]:
@@ -120,11 +122,15 @@ def export_ledger(
     """Write the ledger and its events to a file that proves that nothing was changed or left out."""
     from consent_service import exports  # noqa: PLC0415 -- most commands need none of it
 
-    kept = {name.rstrip("_"): value for name, value in wanted.items() if value}
+    kept = {name.rstrip("_"): value for name, value in wanted.items() if value not in (None, ())}
     if "subject" in kept:
         namespace, _, value = kept["subject"].partition(":")
         kept["subject"] = {"type": namespace, "id": value}
-    body = decode.body(msgspec.json.encode({"format": kind, **kept}), exports.ExportBody)
+    try:
+        body = decode.body(msgspec.json.encode({"format": kind, **kept}), exports.ExportBody)
+    except Invalid as error:
+        wrong = "; ".join(f"--{one.pointer.split('/')[1]} {one.detail}" for one in error.errors)
+        raise click.UsageError(wrong) from None
 
     async def write(reach: InReach, take: Callable[[bytes], None]) -> exports.ExportRow:
         row = await exports.order(reach.ledger, body, exports.OPERATOR)

@@ -27,3 +27,7 @@ def main() -> None:
         if "--json" in sys.argv:
             tell(True, {"error": str(error), "errors": error.errors}, "")
         sys.exit(2 if isinstance(error, SetupError) else 1)
+    except (OSError, UnicodeError) as error:
+        said = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        click.echo(f"consent: Something cannot be read or written: {said or error}.", err=True)
+        sys.exit(2)

@@ -16,9 +16,13 @@ from consent_service.errors import SetupError
 
 def tell(as_json: bool, facts: Any, text: str) -> None:
     """Print what was done: the facts as one JSON object, or the text."""
+    if sys.stdout is None:
+        raise SetupError("There is no output to write to. What was done stays done.")
     try:
         click.echo(msgspec.json.encode(facts).decode() if as_json else text)
         sys.stdout.flush()
+    except UnicodeError:
+        raise SetupError("The output takes no UTF-8: set PYTHONIOENCODING=utf-8. What was done stays done.") from None
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or it is tried, and fails, once more at exit
         raise SetupError(f"The output cannot be written ({error.strerror}). What was done stays done.") from None

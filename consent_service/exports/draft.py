@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,9 +21,11 @@ def saving(output: Path) -> Iterator[Callable[[bytes], None]]:
     Raises:
         SetupError: the file cannot be written. What else goes wrong meanwhile is not the file's, and goes through.
     """
-    draft = output.with_name(f".{output.name}.{os.getpid()}")
+    draft = output.with_name(f".{output.name}.{secrets.token_hex(8)}")
     with _told(output):
-        file = open(draft, "wb", opener=private)  # noqa: SIM115 -- closed below, where closing may fail once more
+        if output.is_symlink() or (output.exists() and not output.is_file()):
+            raise SetupError(f"{output} is no file of its own, which could be replaced. Name another one.")
+        file = open(draft, "xb", opener=private)  # noqa: SIM115 -- closed below, where closing may fail once more
 
     def take(piece: bytes) -> None:
         with _told(output):

@@ -16,7 +16,7 @@ from consent_service.subjects import Subject
 
 MAX_CHOICES = 100
 Progress = Literal["ready", "running", "done"]
-Actor = Annotated[str, Meta(min_length=1, max_length=256)]
+Actor = Annotated[str, Meta(pattern=r"^[ -~]{1,256}$(?!\n)")]
 
 
 class ExportBody(

@@ -13,9 +13,9 @@ import re
 from array import array
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from operator import lt
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import msgspec
 
@@ -28,8 +28,13 @@ from consent_service.ledger.proof import Proof
 from consent_service.ledger.trust import MAX_TRUST, Trust
 from consent_service.ledger.verdict import ErasedNote, Findings, Verdict
 
+T = TypeVar("T")
 _SMALL = 1_048_576
-_MANIFEST = 67_108_864
+_STRANDS_JSON = 67_108_864
+_UNREAD = 1_000
+"""Lines that cannot be read, until the rest is given up."""
+_OF_A_MEMBER = 512
+"""Bytes of the manifest."""
 _PERSONAL, _SEEN, _ERASED, _CLAIMED = 1, 2, 4, 8
 _ENTRY_LENGTH = 3
 """The least that an entry takes in a bundle."""
@@ -40,7 +45,16 @@ _NAME = re.compile(
 )
 _LINE = msgspec.json.Decoder(Line)
 _ERASURE = msgspec.json.Decoder(Erased | Indexes)
+
+
+class _Named(msgspec.Struct):
+    """Of a manifest the ledger's name."""
+
+    origin: str
+
+
 _READ_MANIFEST = msgspec.json.Decoder(Manifest)
+_READ_ORIGIN = msgspec.json.Decoder(_Named)
 _STRANDS = msgspec.json.Decoder(list[Strand])
 
 
@@ -82,8 +96,7 @@ class _Audit:
                 raise Damaged("truncated", f"{name} is not there")
         carried = self._trust()
         self.trust = self.given or carried
-        manifest, raw = self._read_manifest()
-        self._demand_signed(export.signed_text(manifest.origin, raw), manifest)
+        manifest = self.manifest = self._read_manifest()
         self._compare_names(manifest)
         self._demand_range(manifest)
         self.checkpoint = self._checkpoint(manifest)
@@ -105,12 +118,16 @@ class _Audit:
         except UnicodeDecodeError:
             raise Damaged("altered", f"{name} is no UTF-8") from None
 
-    def _read_manifest(self) -> tuple[Manifest, bytes]:
-        raw = self.box.whole(export.MANIFEST, _MANIFEST)
+    def _read_manifest(self) -> Manifest:
+        """The manifest, of which nothing is believed or given memory before its signature holds."""
+        raw = self.box.whole(export.MANIFEST, _SMALL + _OF_A_MEMBER * len(self.box.entries))
+        self._demand_signed(raw)
         try:
             manifest = _READ_MANIFEST.decode(raw)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise Damaged("altered", "the manifest cannot be read") from None
+        if export.ENCODER.encode(manifest) != raw:
+            raise Damaged("altered", "the manifest is not as it is written")
         sound = 0 <= manifest.first <= manifest.end <= manifest.size
         room = sum(entry.packed for name, entry in self.box.entries.items() if name.startswith("entries/"))
         if manifest.format != export.FORMAT or not sound or not is_name(manifest.origin):
@@ -119,18 +136,20 @@ class _Audit:
             raise Damaged("truncated", "there are fewer entries than the manifest says")
         if not _is_at(manifest, self.box.stamp):
             self.tell("altered", "the members have another time than the manifest")
-        return manifest, raw
+        return manifest
 
-    def _demand_signed(self, text: str, manifest: Manifest) -> None:
+    def _demand_signed(self, raw: bytes) -> None:
         """Go on with what the log signed alone: anybody's numbers could ask for any amount of memory."""
         try:
-            note = read(self._text(export.SIGNATURE, MAX_NOTE), self.trust.keys(manifest.origin))
+            origin = _READ_ORIGIN.decode(raw).origin
+            note = read(self._text(export.SIGNATURE, MAX_NOTE), self.trust.keys(origin))
         except NoteError as error:
             raise NoteError(f"the manifest: {error}") from None
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            raise Damaged("altered", "the manifest cannot be read") from None
         self.keys = [str(signed.by) for signed in note.signatures]
-        if note.text != text:
+        if note.text != export.signed_text(origin, raw):
             raise Damaged("altered", "the manifest is not the one that was signed")
-        self.manifest = manifest
 
     def _compare_names(self, manifest: Manifest) -> None:
         """The members are those of the format, in their order, and those of the manifest."""
@@ -240,7 +259,7 @@ class _Audit:
         first, end, is_chosen = manifest.first, manifest.end, manifest.filter != export.Filter()
         last, marks = first - 1, self.marks
         try:
-            for batch in self._read_events(manifest):
+            for batch in _at_most(end - first + 1, self._read_events(manifest)):
                 for line in batch:
                     if isinstance(line, str):
                         self.tell("altered", f"{export.events(manifest.events)}: {line}")
@@ -303,7 +322,7 @@ class _Audit:
         if manifest.filter.subject is None or export.STRANDS not in self.box.entries:
             return {}
         try:
-            self.strands = _STRANDS.decode(self.box.whole(export.STRANDS, _MANIFEST))
+            self.strands = _STRANDS.decode(self.box.whole(export.STRANDS, _STRANDS_JSON))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise Damaged("altered", f"{export.STRANDS} cannot be read") from None
         if sum(strand.events for strand in self.strands) > manifest.end - manifest.first:
@@ -359,18 +378,19 @@ class _Audit:
         header: Erased | None = None
         indexes, places = array("Q"), array("Q")
         try:
-            for batch in lines.ndjson(self.box.pieces(ERASURES), _ERASURE):
-                for line in batch:
-                    if isinstance(line, str) or (header is None and not isinstance(line, Erased)):
-                        self.tell("altered", f"{ERASURES}: a line cannot be read")
-                    elif isinstance(line, Erased):
-                        self._close_erasure(header, indexes, manifest)
-                        self._demand_later(line, places)
-                        header, indexes = line, array("Q")
-                    elif min(line) < 0 or max(line) >= 1 << 63:
-                        self.tell("altered", f"{ERASURES}: an index cannot be")
-                    else:
-                        indexes.extend(line)
+            for line in _readable(lines.ndjson(self.box.pieces(ERASURES), _ERASURE)):
+                if isinstance(line, str) or (header is None and not isinstance(line, Erased)):
+                    self.tell("altered", f"{ERASURES}: a line cannot be read")
+                elif isinstance(line, Erased):
+                    self._close_erasure(header, indexes, manifest)
+                    self._demand_later(line, places)
+                    header, indexes = line, array("Q")
+                elif min(line) < 0 or max(line) >= 1 << 63:
+                    self.tell("altered", f"{ERASURES}: an index cannot be")
+                elif header is not None and len(indexes) + len(line) > header.events:
+                    self.tell("altered", f"{ERASURES}: more is listed than an erasure says")
+                else:
+                    indexes.extend(line)
         except Damaged as error:
             self.tell(error.code, str(error))
         self._close_erasure(header, indexes, manifest)
@@ -491,3 +511,22 @@ def _is_at(manifest: Manifest, stamped: int) -> bool:
         return stamp(manifest.created_at) == stamped
     except OverflowError:  # a time beyond all years
         return False
+
+
+def _at_most(count: int, batches: Iterable[list[T]]) -> Iterator[list[T]]:
+    """Batches of so many lines, all in all: there cannot be more events than entries."""
+    for batch in batches:
+        count -= len(batch)
+        if count < 0:
+            raise Damaged("altered", "there are more lines than entries")
+        yield batch
+
+
+def _readable(batches: Iterable[list[T | str]]) -> Iterator[T | str]:
+    """The lines, until too many could not be read."""
+    unread = 0
+    for batch in batches:
+        unread += sum(isinstance(line, str) for line in batch)
+        if unread > _UNREAD:
+            raise Damaged("altered", f"more than {_UNREAD} lines cannot be read")
+        yield from batch

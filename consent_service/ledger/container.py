@@ -29,8 +29,8 @@ MAGIC = b"PK\3\4"
 CHUNK = 262_144
 """Bytes that are read, and inflated, at a time."""
 MAX_MEMBERS = 100_000
-_MAX_RATIO = 128
-"""A member that swells more than this is no export: its lines are mostly hashes."""
+_MAX_RATIO = 1_032
+"""Deflate packs no tighter."""
 _SLACK = 1_048_576
 _LEVEL = 1
 """Of deflate: the next levels take three times as long for a tenth less."""

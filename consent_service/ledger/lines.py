@@ -14,7 +14,7 @@ import msgspec
 
 from consent_service.ledger.columns import HEAD, cells, opening_cells
 from consent_service.ledger.container import Damaged
-from consent_service.ledger.export import Line
+from consent_service.ledger.export import ENCODER, Line
 
 T = TypeVar("T")
 MAX_LINE = 1_048_576
@@ -46,11 +46,15 @@ def entries(pieces: Iterable[bytes]) -> Iterator[list[bytes]]:
 
 
 def ndjson(pieces: Iterable[bytes], decoder: msgspec.json.Decoder[T]) -> Iterator[list[T | str]]:
-    """The lines of a text in which each is a JSON value."""
+    """The lines of a text in which each is a JSON value, written in the one way that two readers read alike."""
     for block in _blocks(pieces):
         try:
-            yield list(decoder.decode_lines(block))
+            found = list(decoder.decode_lines(block))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            found = []
+        if ENCODER.encode_lines(found) == block:
+            yield [*found]
+        else:
             each = [_decoded(line, decoder) for line in block.split(b"\n")[:-1]]
             yield ["a line cannot be read" if line is None else line for line in each]
 
@@ -60,7 +64,7 @@ def _decoded(line: bytes, decoder: msgspec.json.Decoder[T]) -> T | None:
         found: T = decoder.decode(line)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-    return found
+    return found if ENCODER.encode(found) == line else None
 
 
 def table(pieces: Iterable[bytes]) -> Iterator[list[Line | str]]:

@@ -27,7 +27,7 @@ AUDITORS: frozenset[Scope] = frozenset({"events", "export"})
 """Any of these lets a tenant's own callers read a ledger that is not public."""
 _NO_LEDGER = "There is no such ledger, or it is not public: send a key of its tenant with the scope `export`."
 _NO_TILE = "The published tree has no such tile."
-_TILE = re.compile(r"/(entries|0|[1-9][0-9]?)/((?:x[0-9]{3}/)*[0-9]{3})(?:\.p/([1-9][0-9]{0,2}))?", re.ASCII)
+_TILE = re.compile(r"/(entries|0|[1-9][0-9]?)/((?:x[0-9]{3}/){0,6}[0-9]{3})(?:\.p/([1-9][0-9]{0,2}))?", re.ASCII)
 _BUNDLE = -1
 """Level of the tiles that hold entries."""
 

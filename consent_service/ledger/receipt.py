@@ -117,6 +117,11 @@ def as_json(receipt: Receipt) -> dict[str, Any]:
     }
 
 
+def _shown(line: str) -> str:
+    """As it may be shown: nothing of it moves on a terminal, or turns the reading round."""
+    return line if line.isprintable() else line.encode("unicode_escape").decode()
+
+
 def as_text(receipt: Receipt) -> str:
     """For people: what was proved, by whom it is signed, and what it says."""
     checkpoint = receipt.checkpoint
@@ -130,5 +135,5 @@ def as_text(receipt: Receipt) -> str:
         f"and signs that their tree is {checkpoint.root.hex()}.",
         *seen,
         "What it says:",
-        msgspec.json.format(receipt.payload).decode(),
+        *map(_shown, msgspec.json.format(receipt.payload).decode().split("\n")),
     ))  # fmt: skip

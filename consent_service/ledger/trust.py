@@ -76,13 +76,10 @@ class Trust(NamedTuple):
 
     def is_seen(self, by: set[Verifier]) -> bool:
         """Whether these are enough witnesses."""
-        return self.quorum == _NONE or self._saw(self.quorum, by)
-
-    def _saw(self, name: str, seen: set[Verifier]) -> bool:
-        group = self.groups.get(name)
-        if group is None:
-            return self.witnesses[name] in seen
-        return sum(self._saw(member, seen) for member in group.members) >= group.needed
+        saw = {name: witness in by for name, witness in self.witnesses.items()}
+        for name, group in self.groups.items():  # each behind its members
+            saw[name] = sum(saw[member] for member in group.members) >= group.needed
+        return self.quorum == _NONE or saw[self.quorum]
 
 
 def trusting(keys: Iterable[str]) -> str:

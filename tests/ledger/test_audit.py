@@ -742,3 +742,35 @@ class _Sparse(io.RawIOBase):
         data = self._end[start:] if size < 0 else self._end[start : start + size]
         self._place += len(data)
         return data
+
+
+async def test_a_line_that_two_readers_read_as_two_things_is_told(sources: dict[str, Source]) -> None:
+    source = sources["everything"]
+    _, lines = event_lines(source)
+    lines[0] = lines[0].replace(b'"payload":', b'"payload":{"said":"something else"},"payload":', 1)
+    assert codes(signed(source, with_events(source, lines)), source.trust) >= {"altered"}
+
+
+async def test_groups_of_witnesses_may_lie_in_each_other_as_deeply_as_they_like(sources: dict[str, Source]) -> None:
+    source, witness = sources["everything"], Signer("w.example", b"w" * 32, WITNESS)
+    text = [f"log {signer.verifier}" for signer in source.log.signers]
+    text += [f"witness w {witness.verifier}", "group g0 any w"]
+    text += [f"group g{place} any g{place - 1}" for place in range(1, 5_000)]
+    deep = signed(source, {**source.parts, form.TRUST: "\n".join([*text, "quorum g4999", ""]).encode()})
+    assert codes(deep, None) == {"signature"}
+
+
+async def test_nothing_of_a_manifest_is_read_before_its_signature_holds(
+    sources: dict[str, Source], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = sources["everything"]
+
+    class Never:
+        def decode(self, raw: bytes) -> None:
+            raise AssertionError(raw)
+
+    monkeypatch.setattr(audit, "_READ_MANIFEST", Never())
+    other = signed(source, source.parts, [Signer(source.manifest.origin, b"x" * 32)])
+    assert codes(other, source.trust) == {"signature"}
+    with pytest.raises(AssertionError):
+        codes(source.file, source.trust)

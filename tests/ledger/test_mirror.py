@@ -172,3 +172,8 @@ async def test_a_ledger_is_shown_to_everybody_or_to_its_auditors(
         foreign = await tenant.http.get(f"/ledger/{closed.slug}/{path}", headers=stranger)
         assert (foreign.status_code, foreign.json()) == (404, unknown.json())
     assert (await get(closed, "tile/0/000.p/1", "dpo")).headers["cache-control"].startswith("private")
+
+
+async def test_no_number_of_a_tile_is_too_long(tenant: Tenant) -> None:
+    """Longer than Python reads as a number, and no address of a tile."""
+    assert (await get(tenant, "tile/0/" + "x001/" * 1_600 + "001")).status_code == 404

@@ -13,8 +13,9 @@ import asyncpg
 import msgspec
 import pytest
 from conftest import NOTICE, SECRET, Serve, Tenant
+from msgspec.structs import replace
 
-from consent_service import auth, clock, erasures, keys, tenants
+from consent_service import auth, clock, db, erasures, keys, tenants
 from consent_service.consents import write
 from consent_service.errors import Frozen, Invalid, Unavailable
 from consent_service.ledger import Ledgers, publish, read_head, receipt, standing, tree, turns
@@ -713,3 +714,31 @@ async def test_a_batch_that_another_writer_of_the_process_overtakes_is_written_a
     monkeypatch.setattr(write, "_READ_BATCH", late)
     answer = await yard.record(WEB)
     assert answer.status_code == 201, answer.text
+
+
+async def test_a_policy_that_was_lost_is_not_taken_for_the_next_one(yard: Yard, demo_policy: Policy) -> None:
+    """Both would be version 2, and a process that goes on has the lost one in mind."""
+    own, services = yard.tenant.log_id, yard.tenant.services
+    await yard.record(WEB)
+    await yard.publish()
+    backup = await yard.copy()
+    kept = {name: one for name, one in demo_policy.purposes.items() if name != "fraud.prevention"}
+    async with db.connection(services.pool, own) as connection:
+        await tenants.apply_policy(
+            connection, own, services.ledgers.of(own).policies, replace(demo_policy, purposes=kept)
+        )
+    lost = (await yard.record(WEB)).json()["receipt"]
+    await yard.publish()
+    await yard.restore(backup)
+    await yard.owner.execute("DELETE FROM policy_version WHERE log_id = $1 AND version > 1", own)
+    await yard.owner.execute("UPDATE ledger_head SET policy = 1 WHERE log_id = $1", own)
+    await yard.owner.execute("DELETE FROM consent_state WHERE log_id = $1", own)
+    assert not await yard.publish()
+    async with yard.ledger.connection() as connection:
+        await erasures.recover(connection, yard.ledger, yard.anchor)
+    kept = {name: one for name, one in demo_policy.purposes.items() if name != "analytics"}
+    async with db.connection(services.pool, own) as connection:
+        await tenants.apply_policy(connection, own, store.Policies(), replace(demo_policy, purposes=kept))
+    assert (await yard.record(WEB)).status_code == 422, "analytics is no purpose of the policy in force"
+    shown = await yard.tenant.post("/v1/receipts", {"receipt": lost, "format": "text"}, key="dpo")
+    assert shown.status_code in (200, 404), shown.text
