@@ -774,3 +774,74 @@ async def test_nothing_of_a_manifest_is_read_before_its_signature_holds(
     assert codes(other, source.trust) == {"signature"}
     with pytest.raises(AssertionError):
         codes(source.file, source.trust)
+
+
+# -- what whoever has the log's own key may try -----------------------------------------------------------------------
+
+
+def said(file: bytes, trust: Trust) -> str:
+    """Everything that is wrong, in words."""
+    return "\n".join(f"{problem.code}: {problem.what}" for problem in audit.verify(io.BytesIO(file), trust).problems)
+
+
+def test_the_checkpoint_is_that_of_the_manifest(sources: dict[str, Source]) -> None:
+    source = sources["everything"]
+    other = Signer("localhost/other", b"o" * 32)
+    assert "not the manifest's" in said(signed(source, source.parts, root="00" * 32), source.trust)
+    both = Trust.parse(trusting([str(one.verifier) for one in (*source.log.signers, other)]))
+    foreign = signed(source, source.parts, [other], origin=other.verifier.name)
+    assert "that of another log" in said(foreign, both)
+
+
+def test_the_range_proof_is_that_of_the_manifest(sources: dict[str, Source]) -> None:
+    source = sources["time"]
+    parts = {**source.parts, form.RANGE: sources["everything"].parts[form.RANGE]}
+    assert "another range than the manifest" in said(signed(source, parts), source.trust)
+
+
+def test_what_was_not_asked_for_is_told(sources: dict[str, Source]) -> None:
+    source = sources["everything"]
+    for wanted in (form.Filter(purposes=("nothing",)), form.Filter(kinds=("read",)), form.Filter(actors=("nobody",))):
+        assert "was not asked for" in said(signed(source, source.parts, filter=wanted), source.trust)
+
+
+def test_an_event_of_somebody_else_is_not_the_subjects(sources: dict[str, Source]) -> None:
+    source, everything = sources["subject"], sources["everything"]
+    _, mine = event_lines(source)
+    _, all_of_them = event_lines(everything)
+    stranger = next(line for line in all_of_them if line not in mine)
+    lines = sorted([*mine, stranger], key=lambda line: msgspec.json.decode(line, type=form.Line).index)
+    assert "is not the subject's" in said(signed(source, with_events(source, lines)), source.trust)
+
+
+def test_witnesses_that_are_demanded_have_to_have_seen_the_checkpoint(sources: dict[str, Source]) -> None:
+    source, witness = sources["everything"], Signer("w.example", b"w" * 32, WITNESS)
+    lines = [f"log {signer.verifier}" for signer in source.log.signers]
+    demanding = Trust.parse("\n".join([*lines, f"witness w {witness.verifier}", "quorum w", ""]))
+    assert "too few witnesses" in said(source.file, demanding)
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ("by", "its entry is not proved"), ("place", "it is not about these events"),
+    ("log", "its entry is in another log"), ("reason", "its entry says something else"),
+])  # fmt: skip
+def test_each_thing_that_an_erasure_says_is_checked(sources: dict[str, Source], change: str, words: str) -> None:
+    source = sources["everything"]
+    (head, lists), *rest = erasures_of(source)
+    one = msgspec.json.decode(head, type=form.Erased)
+    other = Signer("localhost/other", b"o" * 32)
+    trust = Trust.parse(trusting([str(signer.verifier) for signer in (*source.log.signers, other)]))
+    if change == "by":
+        made = msgspec.structs.replace(entry.read_system(one.entry), by="somebody else")
+        one = msgspec.structs.replace(one, entry=entry.system(made))
+    elif change == "place":
+        one = msgspec.structs.replace(one, index=one.index - 1)
+    elif change == "reason":
+        one = msgspec.structs.replace(one, reason="retention")
+    else:
+        proof = Proof.parse(one.proof)
+        size, root = source.manifest.size, source.roots[source.manifest.size]
+        note = sign(str(Checkpoint(other.verifier.name, size, root)), [other, *source.log.signers])
+        one = msgspec.structs.replace(one, proof=str(msgspec.structs.replace(proof, note=note)))
+    erasures = [[form.ENCODER.encode(one) + b"\n", lists], *rest]
+    assert words in said(signed(source, with_erasures(source, erasures)), trust)
