@@ -796,3 +796,21 @@ async def test_whatever_happened_the_exports_of_everybody_are_genuine(tenant: Te
     for one in [None, *history.people, *history.things, history.home]:
         _, file = await export(tenant, **({} if one is None else {"subject": one}))
         await genuine(tenant, file)
+
+
+async def test_a_ledger_that_freezes_under_way_signs_nothing(
+    lively: Lively, owner: db.Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenant = lively.tenant
+    made = (await tenant.post("/v1/exports", {}, key="dpo")).json()
+    before = delivery._Delivery.events
+
+    async def frozen(self: Any) -> Any:
+        async with db.connection(owner) as connection:
+            await connection.execute("UPDATE ledger_head SET frozen = 'older' WHERE log_id = $1", tenant.log_id)
+        async for piece in before(self):
+            yield piece
+
+    monkeypatch.setattr(delivery._Delivery, "events", frozen)
+    with pytest.raises(AssertionError):  # the connection is cut: the answer has no end
+        await get(tenant, made["file"])

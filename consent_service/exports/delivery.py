@@ -15,7 +15,7 @@ import msgspec
 from msgspec.structs import replace
 
 from consent_service import db
-from consent_service.errors import NotFound
+from consent_service.errors import Frozen, NotFound
 from consent_service.exports.model import ExportRow
 from consent_service.ledger import Ledger, Log, columns, export, parquet, read_head, tree
 from consent_service.ledger.container import Stream, Writer
@@ -79,6 +79,19 @@ _READ_OPENED_OF = db.many("exports", "read_opened_of", OpenedRow)
 _READ_ERASURES = db.many("exports", "read_erasures", ErasureRow)
 _READ_ERASED = db.many("exports", "read_erased", ErasedRow)
 _NOTE_PROGRESS = db.execute("exports", "note_progress")
+
+
+async def demand_signing(ledger: Ledger, row: ExportRow) -> None:
+    """A file is signed when it is fetched: not by a frozen ledger, and not in the name of an epoch that was given up.
+
+    That one has signed another tree, or may have.
+    """
+    async with ledger.connection() as connection:
+        head = await read_head(connection, ledger.log_id)
+    if head.frozen is not None:
+        raise Frozen(head.frozen)
+    if head.epoch != row.epoch:
+        raise NotFound("The ledger began a new epoch since the export was ordered. Order it anew.")
 
 
 async def deliver(ledger: Ledger, row: ExportRow, tell: Callable[[int], None]) -> AsyncGenerator[bytes, None]:
@@ -317,6 +330,7 @@ class _Delivery:
             counts=Counts(entries, personal, entries - personal, self.opened, self.erased,
                           personal - self.opened - self.erased),
         )  # fmt: skip
+        await demand_signing(self.ledger, row)  # as it was when the first piece was asked for
         yield await asyncio.to_thread(export.sealed, self.writer, manifest, self.log.signers)
         await self._note("done")
 

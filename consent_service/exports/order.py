@@ -13,8 +13,8 @@ from msgspec.structs import replace
 
 from consent_service import db, decode, ids
 from consent_service.auth import Credential
-from consent_service.errors import FieldError, Frozen, Invalid, NotFound
-from consent_service.exports.delivery import deliver
+from consent_service.errors import FieldError, Invalid, NotFound
+from consent_service.exports.delivery import deliver, demand_signing
 from consent_service.exports.model import Asked, Export, ExportBody, ExportRow
 from consent_service.ledger import Ledger, Ledgers, Tip, append, parquet, read_head
 from consent_service.ledger.entry import ExportMade, system
@@ -115,22 +115,9 @@ async def fetch(ledger: Ledger, row: ExportRow, tell: Callable[[int], None] = _n
         Frozen: the ledger signs nothing.
         NotFound: what was ordered is not there any more; says why.
     """
-    await _demand_signing(ledger, row)
+    await demand_signing(ledger, row)
     await _demand_true(ledger, row)
     return deliver(ledger, row, tell)
-
-
-async def _demand_signing(ledger: Ledger, row: ExportRow) -> None:
-    """A file is signed when it is fetched: not by a frozen ledger, and not in the name of an epoch that was given up.
-
-    That one has signed another tree, or may have.
-    """
-    async with ledger.connection() as connection:
-        head = await read_head(connection, ledger.log_id)
-    if head.frozen is not None:
-        raise Frozen(head.frozen)
-    if head.epoch != row.epoch:
-        raise NotFound("The ledger began a new epoch since the export was ordered. Order it anew.")
 
 
 async def _demand_true(ledger: Ledger, row: ExportRow) -> None:
