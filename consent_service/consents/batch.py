@@ -208,7 +208,7 @@ class Batch:
 
     def receipts(self, log: Log, growth: Growth) -> Iterator[Told]:
         """The answers to the events, under one checkpoint for all of them. Rows of a list get no receipts."""
-        checkpoint = log.checkpoint(growth.frontier.size, growth.root)
+        checkpoint = self.ledger.sign(log, growth.frontier.size, growth.root)
         made = zip(self.answers, self.openings, self.said, strict=True)
         for index, (answer, opening, (event, act)) in enumerate(made, growth.first):
             receipt = "" if act.listed else issue(index, growth.proof(index), opening, checkpoint)

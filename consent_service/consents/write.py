@@ -316,7 +316,6 @@ class _Book:
         receipts: list[Told] = []
         if growth is not None:
             receipts = list(batch.receipts(log, growth))
-            self.ledger.remember(log, growth.frontier.size, growth.root)
         return [
             receipts[one] if isinstance(one, int)
             else await again(connection, self.ledger, head, one) if isinstance(one, Earlier) else one

@@ -295,10 +295,7 @@ class _Delivery:
             grown = [] if size == ours else await proved(
                 connection, self.ledger.log_id, size, lambda node: tree.consistency_proof(ours, size, node)
             )  # fmt: skip
-        note = self.row.note
-        if size > ours:
-            self.ledger.remember(self.log, size, root)
-            note = self.log.checkpoint(size, root)
+        note = self.row.note if size == ours else self.ledger.sign(self.log, size, root)
         return Erased(
             erasure=one.erasure, reason=one.reason, index=one.idx, events=one.events, salt=one.salt, entry=one.entry,
             proof=str(Proof(None, one.idx, tuple(hashes), note)), consistency=grown or msgspec.UNSET,

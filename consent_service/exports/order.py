@@ -237,8 +237,7 @@ async def _checkpoint(connection: db.Connection, ledger: Ledger, tip: Tip) -> tu
         return published.note, published.timestamp
     log = await ledger.log(connection, tip)
     root = Frontier.read(tip.size, tip.frontier).root
-    ledger.remember(log, tip.size, root)
-    return log.checkpoint(tip.size, root), None
+    return ledger.sign(log, tip.size, root), None
 
 
 async def _strands(connection: db.Connection, ledger: Ledger, subject: Subject | None, tip: Tip) -> list[StrandRow]:

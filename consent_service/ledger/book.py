@@ -88,10 +88,11 @@ class Ledger:
             self._slug = row.slug
         return self._slug
 
-    def remember(self, log: Log, size: int, root: bytes) -> None:
-        """Keep in mind what was signed for somebody: the database may forget it, and must not go on then."""
+    def sign(self, log: Log, size: int, root: bytes) -> str:
+        """The checkpoint of a tree, for somebody; kept in mind, as a database that forgets it must not go on."""
         if self.signed is None or (log.epoch, size) > (self._signed_in, self.signed.size):
             self.signed, self._signed_in = Checkpoint(log.origin, size, root), log.epoch
+        return log.checkpoint(size, root)
 
     def is_kept(self, head: Head, frontier: bytes) -> bool:
         """Whether a tree may be the one that this process has signed: no older one, and no other one of the same size.

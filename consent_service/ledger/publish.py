@@ -103,12 +103,11 @@ class Publisher:
             mine = found.checkpoint(log.origin)
             if found.published < found.size and not await self._claim(connection, ledger, log, mine, found):
                 return False
-        note, token, is_witnessed = log.checkpoint(mine.size, mine.root), None, True
+        note, token, is_witnessed = ledger.sign(log, mine.size, mine.root), None, True
         if found.published < found.size:
             note, token, is_witnessed = await self._outside.confirm(
                 log, note, _prover(ledger), dated=found.dated_at is None or found.now - found.dated_at > DATE_EVERY
             )
-        ledger.remember(log, mine.size, mine.root)
         if not await self._keep(slug, anchored, mine, note) or not is_witnessed:
             return False  # somebody else was quicker; or the next round asks again
         if found.published < found.size:
@@ -164,7 +163,7 @@ class Publisher:
     ) -> bool:
         """Keep the tiles of the tree; whether publishing it is ours to do."""
         await tiles.store(connection, ledger.log_id, found.size)
-        note = log.checkpoint(mine.size, mine.root)
+        note = ledger.sign(log, mine.size, mine.root)
         pause = self._every_s * (1 - 2 * _SPREAD)
         return await _CLAIM(connection, ledger.log_id, found.epoch, found.size, note, pause) is not None
 

@@ -171,5 +171,5 @@ async def status(connection: db.Connection, ledger: Ledger) -> Status:
         origin=log.origin, epoch=found.epoch, size=size, root=root.hex(), frozen=found.frozen,
         published=found.published, keys=[str(signer.verifier) for signer in log.signers],
         retired=[str(verifier) for verifier in retired],
-        checkpoint=None if found.frozen is not None else log.checkpoint(size, root),
+        checkpoint=None if found.frozen is not None else ledger.sign(log, size, root),
     )  # fmt: skip

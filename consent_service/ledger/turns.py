@@ -120,7 +120,6 @@ async def tell(connection: db.Connection, ledger: Ledger, anchor: Anchor) -> Non
     found = await standing.read(connection, ledger.log_id)
     log = await ledger.log(connection, found)
     mine, slug = found.checkpoint(log.origin), await ledger.slug(connection)
-    ledger.remember(log, mine.size, mine.root)
     anchored = await anchor.read(slug)
     if anchored is None or not anchored.note.startswith(f"{log.origin}\n"):  # else the service was quicker
-        await anchor.swap(slug, anchored, log.checkpoint(mine.size, mine.root))
+        await anchor.swap(slug, anchored, ledger.sign(log, mine.size, mine.root))

@@ -380,8 +380,7 @@ class _Change:
             return linked
         index = growth.first + self.receipt_of
         log = await self.ledger.log(self.connection, self.tip)
-        self.ledger.remember(log, growth.frontier.size, growth.root)
-        checkpoint = log.checkpoint(growth.frontier.size, growth.root)
+        checkpoint = self.ledger.sign(log, growth.frontier.size, growth.root)
         receipt = issue(index, growth.proof(index), self.openings[self.receipt_of], checkpoint)
         return msgspec.structs.replace(linked, receipt=receipt)
 
