@@ -25,6 +25,7 @@ from consent_service.ledger.note import WITNESS, Checkpoint, Signer, read, sign
 from consent_service.ledger.outside import Outside, reaching
 from consent_service.ledger.publish import Publisher
 from consent_service.ledger.trust import Trust, trusting
+from consent_service.ledger.turns import Recovered
 from consent_service.policies import Policy, store
 from consent_service.settings import Settings
 
@@ -101,6 +102,13 @@ class Yard:
             "UPDATE ledger_head SET size = $2, frontier = $3 WHERE log_id = $1",
             self.tenant.log_id, copy.head["size"], copy.head["frontier"],
         )  # fmt: skip
+
+    async def lose(self, copy: Copy) -> Recovered:
+        """An older copy is restored, and what it lacks is given up."""
+        await self.restore(copy)
+        assert not await self.publish()
+        async with self.ledger.connection() as connection:
+            return (await erasures.recover(connection, self.ledger, self.anchor))[0]
 
     async def entries(self) -> list[bytes]:
         return [row["entry"] for row in (await self.copy()).entries]
@@ -281,10 +289,7 @@ async def test_what_is_lost_can_be_given_up_in_a_new_epoch_that_says_so(yard: Ya
     async with yard.ledger.connection() as connection:
         with pytest.raises(Invalid, match="not frozen"):
             await erasures.recover(connection, yard.ledger, yard.anchor)
-    await yard.restore(backup)
-    assert not await yard.publish()
-    async with yard.ledger.connection() as connection:
-        made, _ = await erasures.recover(connection, yard.ledger, yard.anchor)
+    made = await yard.lose(backup)
     kept = backup.head["size"]
     assert (made.origin, made.epoch) == (f"{before.origin}/2", 2)
     assert (made.kept, made.lost) == (kept, 1)
@@ -318,10 +323,7 @@ async def test_each_epoch_has_an_address_of_its_own(yard: Yard) -> None:
     get, first = yard.tenant.http.get, f"/ledger/{yard.tenant.slug}"
     assert (await get(f"{first}/{lost}")).content == (await get(f"{first}/1/{lost}")).content != b""
     assert (await get(f"{first}/checkpoint")).text == (await get(f"{first}/1/checkpoint")).text
-    await yard.restore(backup)
-    assert not await yard.publish()
-    async with yard.ledger.connection() as connection:
-        made, _ = await erasures.recover(connection, yard.ledger, yard.anchor)
+    made = await yard.lose(backup)
     assert await yard.publish()
     size = (await yard.status()).size
     assert (await get(f"{first}/2/checkpoint")).text.startswith(f"{made.origin}\n{size}\n")
@@ -338,14 +340,8 @@ async def test_a_copy_older_than_the_recovery_is_found_out_too(yard: Yard) -> No
     await yard.record(WEB)
     await yard.publish()
     yard.ledger.signed = None
-    await yard.restore(oldest)
-    assert not await yard.publish()
-    async with yard.ledger.connection() as connection:
-        await erasures.recover(connection, yard.ledger, yard.anchor)
-    await yard.restore(oldest)
-    assert not await yard.publish()
-    async with yard.ledger.connection() as connection:
-        made, _ = await erasures.recover(connection, yard.ledger, yard.anchor)
+    await yard.lose(oldest)
+    made = await yard.lose(oldest)
     assert made.epoch == 3
     assert await yard.publish()
 
@@ -529,10 +525,7 @@ async def test_an_export_of_an_epoch_that_was_given_up_is_not_signed_any_more(ya
     backup = await yard.copy()
     await yard.record(WEB)
     await yard.publish()
-    await yard.restore(backup)
-    assert not await yard.publish()
-    async with yard.ledger.connection() as connection:
-        await erasures.recover(connection, yard.ledger, yard.anchor)
+    await yard.lose(backup)
     answer = await yard.tenant.http.get(made["file"], headers=key)
     assert (answer.status_code, "new epoch" in answer.text) == (404, True)
 
@@ -674,10 +667,7 @@ async def test_what_was_signed_in_a_later_epoch_is_remembered(yard: Yard, anchor
     oldest = await yard.copy()
     await yard.record(WEB)
     await yard.publish()
-    await yard.restore(oldest)
-    assert not await yard.publish()
-    async with yard.ledger.connection() as connection:
-        await erasures.recover(connection, yard.ledger, yard.anchor)
+    await yard.lose(oldest)
     await yard.record(WEB)
     if not anchored:
         yard.publisher = Publisher(yard.tenant.services.ledgers, Outside(None), every_s=0)
@@ -742,3 +732,19 @@ async def test_a_policy_that_was_lost_is_not_taken_for_the_next_one(yard: Yard, 
     assert (await yard.record(WEB)).status_code == 422, "analytics is no purpose of the policy in force"
     shown = await yard.tenant.post("/v1/receipts", {"receipt": lost, "format": "text"}, key="dpo")
     assert shown.status_code in (200, 404), shown.text
+
+
+async def test_a_new_epoch_is_remembered_though_it_is_smaller(yard: Yard) -> None:
+    """What it signs after much was lost counts, and not the larger tree of before."""
+    oldest = await yard.copy()
+    for _ in range(5):
+        await yard.record(WEB)
+    await yard.publish()
+    await yard.owner.execute("DELETE FROM consent_state WHERE log_id = $1", yard.tenant.log_id)
+    await yard.lose(oldest)
+    assert await yard.publish()
+    copy = await yard.copy()
+    await yard.record(WEB)
+    await yard.owner.execute("DELETE FROM consent_state WHERE log_id = $1", yard.tenant.log_id)
+    await yard.restore(copy)
+    assert (await yard.record(WEB)).status_code == 503
