@@ -23,7 +23,6 @@ from consent_service.auth import Credential
 from consent_service.errors import Frozen, Invalid, Unavailable
 from consent_service.ledger import Head, Ledger, Ledgers, Opening, Revision, Tip, append, read_head, turns
 from consent_service.ledger.anchor import Anchor
-from consent_service.ledger.book import READ_SLUGS
 from consent_service.ledger.entry import ErasureMade, ErasureReason, erased_digest, system, tag
 from consent_service.ledger.turns import Recovered
 from consent_service.policies import Policy
@@ -277,18 +276,15 @@ async def catch_up(ledgers: Ledgers, anchor: Anchor) -> None:
     Raises:
         Unavailable: the anchor cannot be read.
     """
-    async with ledgers.connection() as connection:
-        tenants = await READ_SLUGS(connection)
-    for tenant in tenants:
-        ledger = ledgers.of(tenant.log_id)
+    for slug, ledger in (await ledgers.by_tenant()).items():
         async with ledger.connection() as connection:
             found = await read_journal(connection, ledger, anchor)
             if found.strange:
-                _LOG.error("strange_journal", tenant=tenant.slug, lines=found.strange)
+                _LOG.error("strange_journal", tenant=slug, lines=found.strange)
             with suppress(Frozen):
                 count = await repeat(connection, ledger, found.orders)
                 if count:
-                    _LOG.warning("erased_once_more", tenant=tenant.slug, people=count)
+                    _LOG.warning("erased_once_more", tenant=slug, people=count)
 
 
 async def prune_journal(ledger: Ledger, anchor: Anchor, before: int) -> int:

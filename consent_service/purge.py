@@ -19,7 +19,6 @@ from consent_service import db, erasures, ids
 from consent_service.errors import SetupError
 from consent_service.ledger import Ledger, Ledgers, append
 from consent_service.ledger.anchor import Anchor
-from consent_service.ledger.book import READ_SLUGS
 from consent_service.ledger.entry import KeysRewrapped, system
 from consent_service.vault import LOOK_S, Place, Vault, alone, new_key, read_keys, write_keys
 
@@ -94,8 +93,7 @@ async def purge(
 
     Whatever stops it half-way leaves everything readable; run it again.
     """
-    everybody = await _all(ledgers)
-    due = [await _release(ledger) for ledger in everybody]
+    due = [await _release(ledger) for ledger in (await ledgers.by_tenant()).values()]
     rewrapped = None if key_file is None else await _rotate(ledgers, vault, key_file, owner)
     orders = 0
     if rewrapped is not None and anchor is not None:
@@ -107,11 +105,6 @@ async def purge(
         orders=orders,
         turned=rewrapped is not None and await _turn(owner),
     )
-
-
-async def _all(ledgers: Ledgers) -> list[Ledger]:
-    async with ledgers.connection() as connection:
-        return [ledgers.of(row.log_id) for row in await READ_SLUGS(connection)]
 
 
 async def _release(ledger: Ledger) -> tuple[int, int]:
@@ -144,7 +137,7 @@ async def _rotate(ledgers: Ledgers, vault: Vault, key_file: Path, owner: db.Conn
         made = new_key()
         write_keys(key_file, [made, *read_keys(key_file)])
         await asyncio.sleep(1.5 * LOOK_S)
-        all_of_them = await _all(ledgers)
+        all_of_them = list((await ledgers.by_tenant()).values())
         done = await _rewrap_all(all_of_them, vault)
         for ledger in all_of_them:
             if await _is_left(ledger, vault):

@@ -38,7 +38,7 @@ class SlugRow(msgspec.Struct, frozen=True):
     slug: str
 
 
-READ_SLUGS = db.many("ledger", "read_slugs", SlugRow)
+_READ_SLUGS = db.many("ledger", "read_slugs", SlugRow)
 _READ_SLUG = db.one("ledger", "read_slug", SlugRow)
 _READ_ORIGIN = db.one("ledger", "read_origin", OriginRow)
 
@@ -161,6 +161,11 @@ class Ledgers:
     def connection(self) -> AbstractAsyncContextManager[db.Connection]:
         """A connection that acts for no tenant: for what belongs to the deployment."""
         return db.connection(self._pool)
+
+    async def by_tenant(self) -> dict[str, Ledger]:
+        """Every tenant's, by its slug."""
+        async with self.connection() as connection:
+            return {row.slug: self.of(row.log_id) for row in await _READ_SLUGS(connection)}
 
     def of(self, log_id: int) -> Ledger:
         """The ledger of a tenant; the number comes from a credential and from nowhere else."""

@@ -20,7 +20,7 @@ from consent_service import log as logs
 from consent_service.errors import ConsentError
 from consent_service.ledger import standing, tiles, tree
 from consent_service.ledger.anchor import Anchored
-from consent_service.ledger.book import READ_SLUGS, Ledger, Ledgers
+from consent_service.ledger.book import Ledger, Ledgers
 from consent_service.ledger.note import Checkpoint, NoteError, split
 from consent_service.ledger.outside import Outside
 from consent_service.ledger.receipt import Log
@@ -78,16 +78,15 @@ class Publisher:
     async def sweep(self) -> None:
         """One round over all ledgers. What goes wrong with one is logged, and does not concern the others."""
         try:
-            async with self._ledgers.connection() as connection:
-                tenants = await READ_SLUGS(connection)
+            ledgers = await self._ledgers.by_tenant()
         except ConsentError as error:
             _LOG.warning("not_published", error=error.title())
             return
-        for tenant in tenants:
+        for slug, ledger in ledgers.items():
             try:
-                await self.publish(tenant.log_id)
+                await self.publish(ledger.log_id)
             except Exception as error:  # noqa: BLE001 -- whatever it is, the next ledger and the next round go on
-                _LOG.warning("not_published", tenant=tenant.slug, error=type(error).__name__)
+                _LOG.warning("not_published", tenant=slug, error=type(error).__name__)
 
     async def publish(self, log_id: int) -> bool:
         """Publish a ledger where it has grown; whether it is published as far as it goes now."""
@@ -124,10 +123,8 @@ class Publisher:
 
     async def examine_all(self) -> None:
         """Compare all ledgers, before anybody writes."""
-        async with self._ledgers.connection() as connection:
-            tenants = await READ_SLUGS(connection)
-        for tenant in tenants:
-            await self.examine(tenant.log_id)
+        for ledger in (await self._ledgers.by_tenant()).values():
+            await self.examine(ledger.log_id)
 
     async def _compare(self, connection: db.Connection, ledger: Ledger) -> tuple[Anchored | None, Publication]:
         """What was signed is asked for first: it grows all the time, and the tree has to be no older than that."""
